@@ -1,0 +1,231 @@
+"""Imputation, winsorising, z-scores and PCA, fitted on training frames only.
+
+The one thing to know: `fit` sees the rows of the training split that were measured
+and nothing else; `apply` is the same function for NumPy and JAX arrays.
+
+PCA is the eigendecomposition of the correlation matrix, which is summed over clips in
+float64. That is exact for sets larger than memory, where scikit-learn's
+`IncrementalPCA` is an approximation; on a set that fits, the tests hold it against
+scikit-learn's `PCA`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tqa_jax import schema
+
+PCA_WIDTHS = {"visual": 100, "audio": 200, "keypoints": 50}
+"""The mission's widths after PCA; a modality that is not named keeps its width."""
+
+_SAMPLE_ROWS = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What `apply` does to one modality.
+
+    Attributes:
+        median: replaces NaN and infinity, float32 (D,).
+        low: lower winsorising bound, -inf when off, float32 (D,).
+        high: upper bound, inf when off, float32 (D,).
+        mean: of the imputed, winsorised training rows, float32 (D,).
+        scale: 1 / standard deviation, 0 for a constant feature, float32 (D,).
+        components: principal directions, float32 (D, P), scaled by one number such
+            that the outputs have mean variance 1 over the training rows; empty
+            (D, 0) for a modality that is passed through.
+        explained: share of the variance that the kept components hold, 1 without PCA.
+    """
+
+    median: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    components: np.ndarray
+    explained: float
+
+    @property
+    def width(self) -> int:
+        """Features a frame after `apply`."""
+        return self.components.shape[1] or len(self.median)
+
+
+def apply(transform: Transform, rows: Float[Any, "*T D"]) -> Float[Any, "*T P"]:
+    """Applies a fitted transform to rows of one modality.
+
+    Args:
+        transform: what `fit` returned for the modality.
+        rows: raw features, a NumPy or JAX array; NaN and infinity are imputed.
+
+    Returns:
+        Finite features, of the same kind of array.
+    """
+    xp = rows.__array_namespace__()
+    rows = xp.where(xp.isfinite(rows), rows, transform.median)
+    rows = xp.clip(rows, transform.low, transform.high)
+    rows = (rows - transform.mean) * transform.scale
+    if transform.components.shape[1]:
+        rows = rows @ transform.components
+    return rows
+
+
+def fit(
+    clips: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+    widths: Mapping[str, int],
+    *,
+    pca: Mapping[str, int],
+    winsorise: float = 0.0,
+) -> dict[str, Transform]:
+    """Fits the transforms of all modalities in two passes over the training clips.
+
+    Args:
+        clips: starts a pass; yields for each clip the measured rows (frame mask True)
+            of each modality, float32 (T_m, D_m).
+        widths: width of each modality.
+        pca: width after PCA by modality; others, and modalities that are not wider
+            than their target, are passed through.
+        winsorise: values beyond this many interquartile ranges outside the quartiles
+            are moved to that bound; 0 is off, Tukey's fences are 1.5.
+
+    Returns:
+        A transform for each modality. Medians and quartiles come from all rows, or
+        from a random 50,000 of them if there are more; means, deviations and
+        components from all rows.
+
+    Raises:
+        InputError: for a modality without a measured row, or an unknown name in
+            `pca`.
+    """
+    unknown = sorted(set(pca) - set(widths) - set(PCA_WIDTHS))
+    if unknown:
+        raise schema.InputError(
+            f"preprocess.pca names unknown modality {unknown[0]!r}; "
+            f"available: {', '.join(widths)}"
+        )
+    samples = {name: _Sample(width) for name, width in widths.items()}
+    for clip in clips():
+        for name, rows in clip.items():
+            samples[name].add(rows)
+    start = {name: samples[name].quartiles(name, winsorise) for name in widths}
+    sums = {name: np.zeros(width) for name, width in widths.items()}
+    products = {name: np.zeros((width, width)) for name, width in widths.items()}
+    for clip in clips():
+        for name, rows in clip.items():
+            median, low, high = start[name]
+            rows = np.where(np.isfinite(rows), rows, median)
+            rows = (np.clip(rows, low, high) - median).astype(np.float64)
+            sums[name] += rows.sum(axis=0)
+            products[name] += rows.T @ rows
+    return {
+        name: _transform(
+            start[name],
+            sums[name] / samples[name].seen,
+            products[name] / samples[name].seen,
+            pca.get(name, 0),
+        )
+        for name in widths
+    }
+
+
+class _Sample:
+    """Keeps a uniform random sample of rows (reservoir sampling)."""
+
+    def __init__(self, width: int) -> None:
+        self._rows = np.empty((0, width), np.float32)
+        self._rng = np.random.default_rng(0)
+        self.seen = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        room = _SAMPLE_ROWS - len(self._rows)
+        self._rows = np.concatenate([self._rows, rows[:room]]) if room else self._rows
+        for number, row in enumerate(rows[room:], start=self.seen + room):
+            place = self._rng.integers(number + 1)
+            if place < _SAMPLE_ROWS:
+                self._rows[place] = row
+        self.seen += len(rows)
+
+    def quartiles(
+        self, name: str, winsorise: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not self.seen:
+            raise schema.InputError(
+                f"modality {name!r} has no measured frame in the training split; "
+                "leave it out with model.modalities"
+            )
+        width = self._rows.shape[1]
+        found = np.zeros((3, width))
+        for column in range(width):
+            values = self._rows[:, column]
+            values = values[np.isfinite(values)]
+            if len(values):
+                found[:, column] = np.percentile(values, (25, 50, 75))
+        lower, median, upper = found.astype(np.float32)
+        if not winsorise:
+            unbounded = np.full(width, np.inf, np.float32)
+            return median, -unbounded, unbounded
+        reach = np.float32(winsorise) * (upper - lower)
+        return median, lower - reach, upper + reach
+
+
+def _transform(
+    start: tuple[np.ndarray, np.ndarray, np.ndarray],
+    mean: np.ndarray,
+    product: np.ndarray,
+    target: int,
+) -> Transform:
+    """Turns moments about the median into a transform."""
+    median, low, high = start
+    covariance = product - np.outer(mean, mean)
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
+    # Rounding of float32 inputs leaves a constant feature with a tiny deviation.
+    constant = deviation <= 1e-6 * (np.abs(median) + np.abs(mean)) + 1e-12
+    scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
+    components = np.zeros((len(median), 0))
+    explained = 1.0
+    if 0 < target < len(median):
+        values, vectors = np.linalg.eigh(covariance * np.outer(scale, scale))
+        values = np.maximum(values[::-1][:target], 0)
+        vectors = vectors[:, ::-1][:, :target]
+        explained = float(values.sum() / max(np.count_nonzero(scale), 1))
+        # An eigenvector's sign is arbitrary: its largest entry is made positive.
+        largest = np.argmax(np.abs(vectors), axis=0)
+        vectors = vectors * np.sign(vectors[largest, np.arange(target)])
+        components = vectors * np.sqrt(target / max(values.sum(), 1e-12))
+    arrays = (median, low, high, median + mean, scale, components)
+    return Transform(*(array.astype(np.float32) for array in arrays), explained)
+
+
+def save(path: pathlib.Path, transforms: Mapping[str, Transform]) -> None:
+    """Writes transforms to an `.npz` file, atomically."""
+    arrays = {
+        f"{name}/{field}": value
+        for name, transform in transforms.items()
+        for field, value in dataclasses.asdict(transform).items()
+    }
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    part.rename(path)
+
+
+def load(path: pathlib.Path) -> dict[str, Transform]:
+    """Reads what `save` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        names = dict.fromkeys(key.split("/")[0] for key in arrays.files)
+        fields = [field.name for field in dataclasses.fields(Transform)]
+        return {
+            name: Transform(
+                **{
+                    field: float(arrays[f"{name}/{field}"])
+                    if field == "explained"
+                    else arrays[f"{name}/{field}"]
+                    for field in fields
+                }
+            )
+            for name in names
+        }
