@@ -1,0 +1,1 @@
+"""Configurations, each a small change to `default.py`."""

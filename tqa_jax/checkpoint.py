@@ -1,0 +1,101 @@
+"""Checkpoints of a run: the training state and a copy of the best parameters.
+
+The one thing to know: both are one Orbax checkpoint, written in the background and
+renamed when complete. A run killed at any moment resumes from the latest complete
+one, and best parameters never come from a future that was lost.
+"""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tqa_jax import schema
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        state: `train_step.State`.
+        best: parameters of the best validation so far.
+        best_epoch: epoch after which they were taken, from 1; 0 before the first.
+    """
+
+    state: Any
+    best: Any
+    best_epoch: Any
+
+
+class Checkpoints:
+    """Checkpoints in a folder; keeps the latest two."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Opens or makes the folder."""
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the latest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, saved: Saved) -> None:
+        """Starts writing a checkpoint; waits for the one before.
+
+        The state is copied first, since the next step reuses its memory.
+        """
+        host = jax.tree.map(lambda leaf: np.array(leaf), saved)
+        self._manager.save(step, args=ocp.args.StandardSave(host))
+
+    def restore(self, like: Saved) -> Saved:
+        """Reads the latest checkpoint.
+
+        Args:
+            like: a tree of the same structure, whose leaves give shapes and types.
+
+        Raises:
+            InputError: when the checkpoint is of another model or data set.
+        """
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like
+        )
+        step = self._manager.latest_step()
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.StandardRestore(jax.tree.map(_zeros, abstract)),
+            )
+        except (ValueError, KeyError) as error:
+            raise schema.InputError(
+                f"{self._manager.directory} holds a checkpoint of another model: "
+                f"{str(error).splitlines()[0]}; choose another --workdir"
+            ) from error
+        for (path, leaf), wanted in zip(
+            jax.tree_util.tree_leaves_with_path(found),
+            jax.tree.leaves(abstract),
+            strict=True,
+        ):
+            if leaf.shape != wanted.shape:
+                raise schema.InputError(
+                    f"{self._manager.directory} holds a checkpoint of another model: "
+                    f"{jax.tree_util.keystr(path)} is {leaf.shape}, expected "
+                    f"{wanted.shape}; choose another --workdir"
+                )
+        return found
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    return np.zeros(leaf.shape, leaf.dtype)

@@ -1,0 +1,175 @@
+"""Scores of clips from a model, and what they are worth.
+
+The one thing to know: a clip's score is the mean over its windows, and every
+statistic is over clips.
+"""
+
+import csv
+import io
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from tqa_jax import batch as batches
+from tqa_jax import intervals, logistic, losses, metrics, pipeline, schema
+
+SELECT_METRICS = ("srcc", "plcc", "ccc", "loss")
+
+
+def pooled(
+    window_scores: Float[np.ndarray, "windows K"], clips: pipeline.Clips
+) -> Float[np.ndarray, "clips K"]:
+    """Averages the scores of each clip's windows."""
+    total = np.zeros((len(clips.names), window_scores.shape[1]))
+    np.add.at(total, clips.window_clip, window_scores)
+    count = np.bincount(clips.window_clip, minlength=len(clips.names))
+    return total / count[:, None]
+
+
+def predict(
+    score: Callable[[Any, batches.Batch], Float[Array, "B K"]],
+    params: Any,
+    found: Sequence[batches.Batch] | Any,
+    clips: pipeline.Clips,
+) -> Float[np.ndarray, "clips K"]:
+    """Scores the clips of a split.
+
+    Args:
+        score: compiled `(params, batch) -> scores`.
+        params: of the model.
+        found: all windows in stored order, in batches (see `pipeline.in_order`).
+        clips: of the split.
+    """
+    rows = np.concatenate([np.asarray(score(params, one)) for one in found])
+    return pooled(rows[: len(clips.window_clip)], clips)
+
+
+def validate(
+    scores: Float[np.ndarray, "clips K"],
+    labels: Float[np.ndarray, "clips K"],
+    tasks: Sequence[schema.Task],
+) -> dict[str, dict[str, float | None]]:
+    """Computes the figures of one validation.
+
+    Returns:
+        `loss`, `srcc`, `plcc` and `ccc` by task, None where undefined.
+    """
+    sums, counts = losses.task_loss_sums(scores, labels, np.isfinite(labels))
+    means = np.asarray(losses.mean(sums, counts)).tolist()
+    found: dict[str, dict[str, float | None]] = {
+        "loss": {
+            task.name: mean if count else None
+            for task, mean, count in zip(tasks, means, counts.tolist(), strict=True)
+        }
+    }
+    for metric in ("srcc", "plcc", "ccc"):
+        found[metric] = {
+            task.name: metrics.measure(
+                metric, scores[:, k], labels[:, k], low=task.low, high=task.high
+            ).value
+            for k, task in enumerate(tasks)
+        }
+    return found
+
+
+def selection(
+    figures: Mapping[str, Mapping[str, float | None]],
+    *,
+    metric: str,
+    weights: Mapping[str, float],
+) -> list[float | None]:
+    """Turns a validation into what selects the best parameters.
+
+    Args:
+        figures: from `validate`.
+        metric: one of `SELECT_METRICS`.
+        weights: by task, for the mean; empty weighs all tasks equally.
+
+    Returns:
+        The weighted mean over the tasks on which the metric is defined, then the
+        metric of each task. Larger is better; None where undefined.
+    """
+    sign = -1.0 if metric == "loss" else 1.0
+    values = {
+        name: None if value is None else sign * value
+        for name, value in figures[metric].items()
+    }
+    defined = {
+        name: weights.get(name, 0.0) if weights else 1.0
+        for name, value in values.items()
+        if value is not None
+    }
+    total = sum(defined.values())
+    mean = None
+    if total > 0:
+        mean = sum(weight * values[name] for name, weight in defined.items()) / total
+    return [mean, *values.values()]
+
+
+def selectable(
+    labels: Float[np.ndarray, "clips K"],
+    tasks: Sequence[schema.Task],
+    weights: Mapping[str, float],
+) -> bool:
+    """Says whether validation labels define a correlation for a selected task."""
+    return any(
+        np.unique(column[np.isfinite(column)]).size >= 3
+        for task, column in zip(tasks, labels.T, strict=True)
+        if not weights or weights.get(task.name, 0) > 0
+    )
+
+
+def final(
+    *,
+    validation: tuple[Float[np.ndarray, "V K"], Float[np.ndarray, "V K"]],
+    test: tuple[Float[np.ndarray, "N K"], Float[np.ndarray, "N K"]],
+    sources: Sequence[str],
+    tasks: Sequence[schema.Task],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Computes the final results on the test split.
+
+    Args:
+        validation: scores and labels of validation clips, for the logistic mapping.
+        test: scores and labels of test clips.
+        sources: of the test clips.
+        tasks: of the data set.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        What `intervals.report` returns.
+    """
+    mappings = {
+        task.name: logistic.fit(validation[0][:, k], validation[1][:, k])
+        for k, task in enumerate(tasks)
+    }
+    return intervals.report(
+        *test, sources, tasks, logistic=mappings, resamples=resamples, seed=seed
+    )
+
+
+def write_predictions(
+    path: pathlib.Path,
+    splits: Mapping[str, tuple[pipeline.Clips, Float[np.ndarray, "N K"]]],
+    tasks: Sequence[schema.Task],
+) -> None:
+    """Writes `clip,source,split,<task>_score,<task>_label,...`, atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{task.name}_{kind}" for task in tasks for kind in ("score", "label")]
+    writer.writerow(["clip", "source", "split", *columns])
+    for split, (clips, scores) in splits.items():
+        for number, name in enumerate(clips.names):
+            cells = []
+            for score, label in zip(scores[number], clips.labels[number], strict=True):
+                cells += [f"{score:.4f}", "" if np.isnan(label) else f"{label:g}"]
+            writer.writerow([name, clips.sources[number], split, *cells])
+    part = path.with_name(path.name + ".part")
+    part.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,145 @@
+"""Models as pure functions of their parameters.
+
+The one thing to know: `make` returns functions; nothing outside this package knows
+that Flax is behind them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tqa_jax import batch, schema
+from tqa_jax.models import evaluator, presets
+
+Params = Any
+DTYPES = ("float32", "bfloat16", "float16")
+REMAT_POLICIES = (
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+_CHOICES = {
+    "encoder": ("residual", "embedder"),
+    "topology": ("late", "early"),
+    "pooling": ("mean", "max", "mean_max"),
+    "paths": ("a", "b", "both"),
+    "head_style": ("normed", "plain"),
+    "head_activation": ("sigmoid", "tanh", "none"),
+}
+
+
+class Model(NamedTuple):
+    """A network as functions; `rng` turns dropout on.
+
+    Attributes:
+        init: `(rng) -> params`.
+        apply: `(params, batch, rng=None) -> scores (B, K)`.
+        trunk: `(params, batch, rng=None) -> joined`, all before the last shared layer.
+        join: `(params, joined, rng=None) -> shared features (B, D)`.
+        heads: `(params, features (K, B, D), rng=None) -> scores (B, K)`.
+        last_shared: path of the last shared layer's kernel in the parameters.
+        options: the resolved fields of the network, for the record.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., Float[Array, "B K"]]
+    trunk: Callable[..., Mapping[str, jax.Array]]
+    join: Callable[..., Float[Array, "B D"]]
+    heads: Callable[..., Float[Array, "B K"]]
+    last_shared: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def make(
+    *,
+    widths: Mapping[str, int],
+    tasks: Sequence[schema.Task],
+    max_frames: int,
+    preset: str,
+    dtype: str = "float32",
+    remat: str = "",
+    **overrides: Any,
+) -> Model:
+    """Builds a network from a preset and changes to it.
+
+    Args:
+        widths: of each modality after preprocessing, in the order of tokens.
+        tasks: of the data set.
+        max_frames: longest time axis.
+        preset: a key of `presets.PRESETS`.
+        dtype: of activations.
+        remat: one of `REMAT_POLICIES` (see `jax.checkpoint_policies`), or empty.
+        **overrides: fields of `evaluator.Evaluator`.
+
+    Raises:
+        InputError: for an unknown preset, field or choice, or widths that heads don't
+            divide.
+    """
+    _check_choice("preset", preset, sorted(presets.PRESETS))
+    _check_choice("dtype", dtype, DTYPES)
+    fields = dict(presets.PRESETS[preset])
+    for name, value in overrides.items():
+        _check_choice("model option", name, sorted(fields))
+        fields[name] = value
+    for name, choices in _CHOICES.items():
+        _check_choice(name, fields[name], choices)
+    fields["temporal_ffn"] = fields["temporal_ffn"] or 4 * fields["width"]
+    for name in ("temporal_heads", "fusion_heads"):
+        if fields["width"] % fields[name]:
+            raise schema.InputError(
+                f"model.width {fields['width']} is no multiple of "
+                f"model.{name} {fields[name]}"
+            )
+    if remat:
+        _check_choice("remat", remat, REMAT_POLICIES)
+    module = evaluator.Evaluator(
+        modalities=tuple(widths),
+        ranges=tuple((task.low, task.high) for task in tasks),
+        max_frames=max_frames,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
+        **fields,
+    )
+
+    def call(method: str, params: Params, *args: Any, rng: jax.Array | None) -> Any:
+        rngs = None if rng is None else {"dropout": rng}
+        return module.apply({"params": params}, *args, rngs=rngs, method=method)
+
+    @jax.jit
+    def init(rng: jax.Array) -> Params:
+        features = {name: jnp.zeros((1, 2, width)) for name, width in widths.items()}
+        mask = {name: jnp.ones((1, 2), bool) for name in widths}
+        return module.init(rng, features, mask)["params"]
+
+    def apply(params, batch: batch.Batch, rng=None):
+        return call("__call__", params, batch.features, batch.frame_mask, rng=rng)
+
+    def trunk(params, batch: batch.Batch, rng=None):
+        return call("trunk", params, batch.features, batch.frame_mask, rng=rng)
+
+    def join(params, joined, rng=None):
+        return call("join", params, joined, rng=rng)
+
+    def heads(params, features, rng=None):
+        return call("heads", params, features, rng=rng)
+
+    return Model(
+        init,
+        apply,
+        trunk,
+        join,
+        heads,
+        module.last_shared(),
+        {"preset": preset, "dtype": dtype, "remat": remat, **fields},
+    )
+
+
+def _check_choice(what: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise schema.InputError(
+            f"unknown {what} {value!r}; available: {', '.join(choices)}"
+        )

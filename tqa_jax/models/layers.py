@@ -1,0 +1,225 @@
+"""Building blocks: encoders, transformer block, masked pooling, heads.
+
+The one thing to know: dropout is on exactly when an rng named `dropout` is given to
+`apply`; there is no train flag. Parameters, layer-norm statistics, softmax and scores
+are float32; `dtype` is that of the other activations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+_EPSILON = 1e-5
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=False)
+
+
+class Dropout(nn.Module):
+    """Dropout that is off without an rng named `dropout`."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Drops entries of `x`, of any shape."""
+        return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
+
+
+class ResidualEncoder(nn.Module):
+    """Dense-LayerNorm-GELU-Dropout, `depth` times, beside a projected residual."""
+
+    width: int
+    depth: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B T D"]) -> Float[Array, "*B T W"]:
+        """Encodes each frame on its own."""
+        residual = x.astype(self.dtype)
+        if x.shape[-1] != self.width:
+            residual = nn.Dense(self.width, dtype=self.dtype, name="residual")(x)
+        for layer in range(self.depth):
+            x = nn.Dense(self.width, dtype=self.dtype, name=f"dense_{layer}")(x)
+            x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name=f"norm_{layer}")(x)
+            x = Dropout(self.dropout)(_gelu(x))
+        return x + residual
+
+
+class Embedder(nn.Module):
+    """Dense-ReLU-Dropout-Dense."""
+
+    hidden: int
+    width: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B T D"]) -> Float[Array, "*B T W"]:
+        """Encodes each frame on its own."""
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="dense_0")(x))
+        return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(
+            Dropout(self.dropout)(x)
+        )
+
+
+class TransformerBlock(nn.Module):
+    """Post-norm self-attention and ReLU feed-forward (Vaswani et al. 2017).
+
+    `hidden` and `finish` are the two halves of `__call__`, cut before the last matrix
+    product, for weightings that need gradients of that matrix alone.
+    """
+
+    heads: int
+    ffn_width: int
+    dropout: float
+    attention_dropout: float
+    dtype: Any
+    width: int
+
+    def setup(self) -> None:
+        """Makes the layers."""
+        self.attention = nn.MultiHeadDotProductAttention(
+            num_heads=self.heads,
+            dtype=self.dtype,
+            dropout_rate=self.attention_dropout,
+            broadcast_dropout=False,
+            force_fp32_for_softmax=True,
+        )
+        self.norm_0 = nn.LayerNorm(_EPSILON, dtype=self.dtype)
+        self.norm_1 = nn.LayerNorm(_EPSILON, dtype=self.dtype)
+        self.expand = nn.Dense(self.ffn_width, dtype=self.dtype)
+        self.contract = nn.Dense(self.width, dtype=self.dtype)
+        self.drop = Dropout(self.dropout)
+
+    def hidden(
+        self, x: Float[Array, "*B T D"], mask: Bool[Array, "*B T"]
+    ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T F"]]:
+        """Runs everything before the last matrix product.
+
+        Args:
+            x: tokens.
+            mask: tokens that may be attended to. A query that may attend to nothing
+                gets a finite value without meaning; mask it later.
+
+        Returns:
+            The residual stream and the feed-forward's hidden layer.
+        """
+        attended = self.attention(
+            x,
+            mask=mask[..., None, None, :],
+            deterministic=not self.has_rng("dropout"),
+        )
+        x = self.norm_0(x + self.drop(attended))
+        return x, self.drop(nn.relu(self.expand(x)))
+
+    def finish(
+        self, x: Float[Array, "*B T D"], hidden: Float[Array, "*B T F"]
+    ) -> Float[Array, "*B T D"]:
+        """Runs the last matrix product, residual and norm."""
+        return self.norm_1(x + self.drop(self.contract(hidden)))
+
+    def __call__(
+        self, x: Float[Array, "*B T D"], mask: Bool[Array, "*B T"]
+    ) -> Float[Array, "*B T D"]:
+        """Runs the whole block."""
+        return self.finish(*self.hidden(x, mask))
+
+
+def pool(
+    x: Float[Array, "*B T D"], mask: Bool[Array, "*B T"], kind: str
+) -> Float[Array, "*B P"]:
+    """Pools over time the frames that are there.
+
+    Args:
+        x: frames.
+        mask: True for frames to pool.
+        kind: `mean`, `max`, or `mean_max` for both side by side, mean first.
+
+    Returns:
+        Zeros where no frame is there.
+    """
+    keep = mask[..., None]
+    parts = []
+    if kind in ("mean", "mean_max"):
+        total = jnp.where(keep, x, 0).astype(jnp.float32).sum(axis=-2)
+        parts.append(total / jnp.maximum(keep.sum(axis=-2), 1))
+    if kind in ("max", "mean_max"):
+        peak = jnp.where(keep, x, -jnp.inf).max(axis=-2)
+        parts.append(jnp.where(keep.any(axis=-2), peak, 0))
+    return jnp.concatenate([part.astype(x.dtype) for part in parts], axis=-1)
+
+
+class _Head(nn.Module):
+    """One task's multilayer perceptron to a raw score."""
+
+    hidden: Sequence[int]
+    dropout: float
+    style: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, " B"]:
+        last = len(self.hidden) - 1
+        if self.style == "normed":
+            x = x * self.param("scale", nn.initializers.ones, (1,)).astype(self.dtype)
+        for layer, width in enumerate(self.hidden):
+            x = nn.Dense(width, dtype=self.dtype, name=f"dense_{layer}")(x)
+            if self.style == "normed":
+                x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name=f"norm_{layer}")(x)
+                x = Dropout(self.dropout / (2 if layer == last else 1))(_gelu(x))
+            else:
+                x = nn.relu(x)
+                x = x if layer == last else Dropout(self.dropout)(x)
+        return nn.Dense(1, dtype=jnp.float32, name="out")(x)[..., 0]
+
+
+class Heads(nn.Module):
+    """K heads with stacked parameters (leading axis K) and their score ranges.
+
+    Attributes:
+        ranges: lowest and highest score of each task.
+        hidden: widths of the hidden layers.
+        dropout: rate after each hidden layer.
+        style: `normed` has a learned input scale, LayerNorm and GELU, and half the
+            dropout after the last hidden layer; `plain` has ReLU and no dropout there.
+        activation: what maps raw scores to the range: `sigmoid`, `tanh`, or `none`.
+        dtype: of hidden activations; scores are float32.
+    """
+
+    ranges: Sequence[tuple[float, float]]
+    hidden: Sequence[int]
+    dropout: float
+    style: str
+    activation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "K B D"]) -> Float[Array, "B K"]:
+        """Scores clips from one copy of the shared features for each task.
+
+        One copy a task, since the heads are disjoint: a single backward pass through
+        all of them then gives each task's gradient separately.
+        """
+        head = nn.vmap(
+            _Head,
+            in_axes=0,
+            out_axes=-1,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+        )
+        raw = head(self.hidden, self.dropout, self.style, self.dtype, name="stack")(
+            features
+        ).astype(jnp.float32)
+        low, high = jnp.array(self.ranges, jnp.float32).T
+        if self.activation == "sigmoid":
+            return low + (high - low) * nn.sigmoid(raw)
+        if self.activation == "tanh":
+            return low + (high - low) * 0.5 * (jnp.tanh(raw) + 1)
+        return raw

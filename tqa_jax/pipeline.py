@@ -1,0 +1,226 @@
+"""From shards to batches: windows of clips, in an order fixed by seed and epoch.
+
+The one thing to know: a row is a *window*. A clip of up to `max_frames` is one
+window, padded and masked; a longer one becomes several full windows, evenly spaced,
+which share its labels and whose scores are pooled afterwards.
+"""
+
+import concurrent.futures
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from tqa_jax import batch, preprocess, records, schema, tfrecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Identity of the clips of a split, in stored order.
+
+    Attributes:
+        names: clip ids.
+        sources: source of each clip.
+        labels: float32 (clips, K), NaN for missing.
+        window_clip: for each window, the number of its clip, int (windows,).
+        window_start: for each window, its first frame, int (windows,).
+        frames: length of each clip.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    labels: np.ndarray
+    window_clip: np.ndarray
+    window_start: np.ndarray
+    frames: tuple[int, ...]
+
+
+def window_starts(frames: int, max_frames: int) -> list[int]:
+    """Places full windows evenly over a clip.
+
+    Args:
+        frames: length of the clip.
+        max_frames: length of a window.
+
+    Returns:
+        The first frame of each window: `[0]` for a clip that fits in one, else
+        ceil(frames / max_frames) starts from 0 to frames - max_frames.
+    """
+    number = max(1, -(-frames // max_frames))
+    last = max(0, frames - max_frames)
+    return [round(start) for start in np.linspace(0, last, number)]
+
+
+def describe(clips: Iterable[records.Clip], max_frames: int) -> Clips:
+    """Lists clips and their windows; keeps no features."""
+    names, sources, labels, window_clip, starts, frames = [], [], [], [], [], []
+    for number, clip in enumerate(clips):
+        names.append(clip.clip)
+        sources.append(clip.source)
+        labels.append(clip.labels)
+        frames.append(clip.frames)
+        for start in window_starts(clip.frames, max_frames):
+            window_clip.append(number)
+            starts.append(start)
+    return Clips(
+        tuple(names),
+        tuple(sources),
+        np.array(labels, np.float32),
+        np.array(window_clip, np.int64),
+        np.array(starts, np.int64),
+        tuple(frames),
+    )
+
+
+def measured_rows(clip: records.Clip) -> dict[str, np.ndarray]:
+    """Rows of each modality whose mask is True, as `preprocess.fit` takes them."""
+    return {name: rows[clip.frame_mask[name]] for name, rows in clip.features.items()}
+
+
+def cut(
+    clip: records.Clip,
+    start: int,
+    frames: int,
+    transforms: Mapping[str, preprocess.Transform],
+) -> batch.Batch:
+    """Preprocesses one window of a clip.
+
+    Args:
+        clip: the clip.
+        start: first frame of the window.
+        frames: length to pad to.
+        transforms: fitted preprocessing of the modalities to keep.
+
+    Returns:
+        A batch without batch axis, in NumPy.
+    """
+    features, frame_mask = {}, {}
+    for name, transform in transforms.items():
+        mask = clip.frame_mask[name][start : start + frames]
+        rows = preprocess.apply(
+            transform, clip.features[name][start : start + frames][mask]
+        )
+        frame_mask[name] = np.zeros(frames, bool)
+        frame_mask[name][: len(mask)] = mask
+        features[name] = np.zeros((frames, transform.width), np.float32)
+        features[name][frame_mask[name]] = rows
+    present = np.isfinite(clip.labels)
+    labels = np.where(present, clip.labels, 0).astype(np.float32)
+    return batch.Batch(features, frame_mask, labels, present)
+
+
+def stack(windows: Sequence[batch.Batch]) -> batch.Batch:
+    """Stacks windows into one batch, in NumPy."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *windows)
+
+
+def load_windows(
+    clips: Iterable[records.Clip],
+    transforms: Mapping[str, preprocess.Transform],
+    *,
+    max_frames: int,
+    frames: int,
+) -> batch.Batch:
+    """Reads a whole split into memory, preprocessed.
+
+    Args:
+        clips: the clips in stored order.
+        transforms: fitted preprocessing of the modalities to keep.
+        max_frames: length of a window.
+        frames: length of the time axis, at least that of the longest window.
+    """
+    return stack(
+        [
+            cut(clip, start, min(frames, max_frames), transforms)
+            for clip in clips
+            for start in window_starts(clip.frames, max_frames)
+        ]
+    )
+
+
+def order(
+    windows: int, batch_size: int, *, seed: int, epoch: int
+) -> Int[np.ndarray, "S B"]:
+    """Draws the rows of every training batch of an epoch.
+
+    Every window is drawn at most once; the remainder that fills no batch is left
+    out, another one each epoch. A set smaller than a batch is one batch, filled up
+    with -1 (see `batch.take`).
+    """
+    rows = np.random.default_rng((seed, epoch)).permutation(windows)
+    steps = windows // batch_size
+    if not steps:
+        return np.pad(rows, (0, batch_size - windows), constant_values=-1)[None]
+    return rows[: steps * batch_size].reshape(steps, batch_size)
+
+
+def in_order(windows: int, batch_size: int) -> Int[np.ndarray, "S B"]:
+    """Lists all rows in stored order; the last batch is filled up with -1."""
+    steps = -(-windows // batch_size)
+    rows = np.pad(
+        np.arange(windows), (0, steps * batch_size - windows), constant_values=-1
+    )
+    return rows.reshape(steps, batch_size)
+
+
+class Stream:
+    """A split that is read from its shards when batches are asked for.
+
+    `rows` gives the same numbers as taking the rows from `load_windows`.
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        info: schema.DatasetInfo,
+        split: str,
+        transforms: Mapping[str, preprocess.Transform],
+        *,
+        clips: Clips,
+        frames: int,
+    ) -> None:
+        """Indexes the shards; see `load_windows` for the arguments."""
+        self._info = info
+        self._transforms = transforms
+        self._clips = clips
+        self._frames = frames
+        self._places = [
+            (pathlib.Path(path) / shard.file, offset, length)
+            for shard in info.splits[split].shards
+            for offset, length in records.shard_index(path, shard).tolist()
+        ]
+
+    def _window(self, row: int) -> batch.Batch:
+        file, offset, length = self._places[self._clips.window_clip[row]]
+        with file.open("rb") as opened:
+            data = tfrecord.read(opened, offset, length)
+        clip = records.decode(data, self._info.schema, self._info.dtype)
+        start = int(self._clips.window_start[row])
+        return cut(clip, start, self._frames, self._transforms)
+
+    def rows(self, rows: Int[np.ndarray, " B"]) -> batch.Batch:
+        """Reads the windows of one batch; -1 gives an empty row."""
+        windows = [self._window(max(row, 0)) for row in rows.tolist()]
+        found = stack(windows)
+        filled = rows >= 0
+        return found.replace(
+            frame_mask={
+                name: mask & filled[:, None] for name, mask in found.frame_mask.items()
+            },
+            label_mask=found.label_mask & filled[:, None],
+        )
+
+    def batches(
+        self, order: Int[np.ndarray, "S B"], *, ahead: int = 2
+    ) -> Iterator[batch.Batch]:
+        """Yields the batches of an order, reading `ahead` of them in the background."""
+        with concurrent.futures.ThreadPoolExecutor(max_workers=ahead) as pool:
+            waiting = [pool.submit(self.rows, rows) for rows in order[:ahead]]
+            for number in range(len(order)):
+                found = waiting.pop(0).result()
+                if number + ahead < len(order):
+                    waiting.append(pool.submit(self.rows, order[number + ahead]))
+                yield found

@@ -1,0 +1,160 @@
+"""A data set made ready for a run: fitted preprocessing and the windows of a split.
+
+The one thing to know: everything that is fitted or counted here sees the training
+split only. A split's features are read when they are first needed, so test clips
+are not touched before the final evaluation.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from tqa_jax import batch as batches
+from tqa_jax import pipeline, preprocess, records, schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Windows of one split, in memory or streamed.
+
+    Attributes:
+        clips: which clip each window belongs to, and their labels.
+        frames: length of the time axis.
+        windows: all of them in NumPy, or None when they are streamed.
+        stream: reads windows from the shards.
+    """
+
+    clips: pipeline.Clips
+    frames: int
+    windows: batches.Batch | None
+    stream: pipeline.Stream
+
+    @property
+    def size(self) -> int:
+        """Number of windows."""
+        return len(self.clips.window_clip)
+
+    def batches(self, order: Int[np.ndarray, "S B"]) -> Iterator[batches.Batch]:
+        """Yields the batches of an order, in NumPy."""
+        if self.windows is None:
+            yield from self.stream.batches(order)
+            return
+        for rows in order:
+            taken = batches.take(jax.tree.map(np.asarray, self.windows), rows)
+            yield jax.tree.map(np.asarray, taken)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set folder and how to preprocess it."""
+
+    path: pathlib.Path
+    info: schema.DatasetInfo
+    modalities: tuple[str, ...]
+    transforms: Mapping[str, preprocess.Transform]
+    max_frames: int
+    memory_bytes: float
+
+    def split(self, name: str) -> Split:
+        """Reads a split, into memory if it fits in `memory_bytes`.
+
+        Raises:
+            InputError: when the split is empty or a shard is damaged.
+        """
+        clips = self._clips(name)
+        if not clips.names:
+            raise schema.InputError(
+                f"{self.path} has no {name} clips; give the labels CSV a split column, "
+                "or more sources"
+            )
+        frames = min(self.max_frames, max(clips.frames))
+        stream = pipeline.Stream(
+            self.path, self.info, name, self.transforms, clips=clips, frames=frames
+        )
+        width = sum(transform.width for transform in self.transforms.values())
+        windows = None
+        if len(clips.window_clip) * frames * width * 4 <= self.memory_bytes:
+            windows = pipeline.load_windows(
+                records.read_split(self.path, self.info, name),
+                self.transforms,
+                max_frames=self.max_frames,
+                frames=frames,
+            )
+        return Split(clips, frames, windows, stream)
+
+    def _clips(self, name: str) -> pipeline.Clips:
+        found = records.read_split(self.path, self.info, name)
+        return pipeline.describe(found, self.max_frames)
+
+
+def open_dataset(
+    path: str | pathlib.Path,
+    *,
+    modalities: Sequence[str],
+    pca: Mapping[str, int],
+    winsorise: float,
+    max_frames: int,
+    memory_bytes: float,
+    fitted: pathlib.Path,
+) -> Dataset:
+    """Opens a data set and fits its preprocessing on the training split.
+
+    Args:
+        path: the folder.
+        modalities: which to use, or empty for all.
+        pca: see `preprocess.fit`.
+        winsorise: see `preprocess.fit`.
+        max_frames: longest window.
+        memory_bytes: a split larger than this is streamed.
+        fitted: file that keeps the fit; read when it exists, else written.
+
+    Raises:
+        InputError: for an unknown modality or an unreadable data set.
+    """
+    path = pathlib.Path(path)
+    info = schema.load(path)
+    unknown = [name for name in modalities if name not in info.schema.widths]
+    if unknown:
+        raise schema.InputError(
+            f"model.modalities names {unknown[0]!r}; {path} has "
+            f"{', '.join(info.schema.widths)}"
+        )
+    names = tuple(modalities) or tuple(info.schema.widths)
+    widths = {name: info.schema.widths[name] for name in names}
+    if not fitted.exists():
+
+        def rows() -> Iterable[dict[str, np.ndarray]]:
+            for clip in records.read_split(path, info, "train"):
+                measured = pipeline.measured_rows(clip)
+                yield {name: measured[name] for name in names}
+
+        transforms = preprocess.fit(rows, widths, pca=pca, winsorise=winsorise)
+        preprocess.save(fitted, transforms)
+    return Dataset(path, info, names, preprocess.load(fitted), max_frames, memory_bytes)
+
+
+def label_statistics(
+    labels: Float[np.ndarray, "clips K"],
+) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "K K"]]:
+    """Mean of each task and correlation between tasks over training clips.
+
+    Returns:
+        Means, 0 for a task without labels (nothing reads it), and Pearson
+        correlations over the clips that have both labels, NaN where undefined.
+    """
+    present = np.isfinite(labels)
+    filled = np.where(present, labels, 0).astype(np.float64)
+    means = filled.sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+    tasks = labels.shape[1]
+    correlation = np.full((tasks, tasks), np.nan)
+    for i in range(tasks):
+        for j in range(tasks):
+            both = present[:, i] & present[:, j]
+            x, y = labels[both, i], labels[both, j]
+            if both.sum() >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+                correlation[i, j] = np.corrcoef(x, y)[0, 1]
+    return means.astype(np.float32), correlation.astype(np.float32)

@@ -1,0 +1,214 @@
+"""The folder of a run: its configuration, environment and metrics log.
+
+The one thing to know: a folder belongs to one configuration and one data set. The
+same command continues or shows the run; another one is refused, naming the
+difference.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from tqa_jax import schema
+
+_PACKAGES = ("tqa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON atomically; refuses NaN and infinity."""
+    part = path.with_name(path.name + ".part")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def claim(
+    folder: pathlib.Path, config: Mapping[str, Any], data_path: pathlib.Path
+) -> None:
+    """Makes the folder, or checks that it belongs to this run.
+
+    Args:
+        folder: of the run.
+        config: resolved configuration, JSON-ready.
+        data_path: the data set.
+
+    Returns:
+        True when the folder is new, False when a run in it goes on.
+
+    Raises:
+        InputError: when it holds a run with another configuration or other data.
+    """
+    described = schema.load(data_path).schema.to_json()
+    description = (data_path / "dataset.json").read_bytes()
+    mine = json.loads(
+        json.dumps(
+            {
+                "config": config,
+                "data": {
+                    "path": str(data_path),
+                    "sha256": hashlib.sha256(description).hexdigest(),
+                    "schema": described,
+                },
+            }
+        )
+    )
+    file = folder / "config.json"
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise schema.InputError(
+                f"{folder} is not empty and holds no run; choose another --workdir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", environment())
+        write_json(file, mine)
+        return True
+    theirs = json.loads(file.read_text(encoding="utf-8"))
+    # A data set may move; what it holds may not change.
+    theirs["data"].pop("path")
+    mine["data"].pop("path")
+    for key, found, wanted in _differences(theirs, mine):
+        raise schema.InputError(
+            f"{folder} holds a run with {key} = {found}, not {wanted}; "
+            "choose another --workdir"
+        )
+    return False
+
+
+def _differences(one: Any, two: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(two, dict):
+        # The schema first: it says more than the checksum does.
+        for name in sorted({*one, *two}, key=lambda name: (name == "sha256", name)):
+            yield from _differences(
+                one.get(name), two.get(name), f"{key}.{name}".lstrip(".")
+            )
+    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            yield from _differences(a, b, f"{key}[{number}]")
+    elif one != two:
+        yield key, one, two
+
+
+def environment() -> dict[str, Any]:
+    """Describes the machine and the versions that a run was made with."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the source tree, None outside of one."""
+    here = pathlib.Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`, and to TensorBoard files when asked to.
+
+    Fields of a line: `step`, `epoch` and `split` always. Of `train`: `loss/total`,
+    `loss/consistency`, `loss/<task>`, `weight/<task>`, `grad_norm/total`,
+    `grad_norm/<task>` (of the unweighted loss at the last shared layer),
+    `labels/<task>` (in the batch), `lr`, `lr/<task>` (of the head), `loss_scale`,
+    `skipped` (steps in a row). Of `validation`: `loss/<task>`, `srcc/<task>`,
+    `plcc/<task>`, `ccc/<task>`, `selection`, `best`, `correlation` (matrices of
+    predictions and labels), `clips_per_second`, `memory/temp_bytes` (of the compiled
+    program), `memory/peak_bytes` (of the device, null where it does not say).
+    A value that is undefined or not finite is null.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, *, from_step: int, tensorboard: bool
+    ) -> None:
+        """Opens the log and drops what a lost process wrote after a step.
+
+        Args:
+            folder: of the run.
+            from_step: step that the run continues from; later lines are dropped.
+            tensorboard: also write TensorBoard event files, under `tensorboard/`.
+
+        Raises:
+            InputError: when `tensorboard` is asked for and tensorboardX is missing.
+        """
+        path = folder / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                # A killed process may leave half a line, always after `from_step`.
+                if line.endswith("}") and json.loads(line)["step"] <= from_step:
+                    kept.append(line + "\n")
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        os.replace(part, path)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _board(folder, from_step) if tensorboard else None
+
+    def write(self, *, step: int, epoch: int, split: str, **values: Any) -> None:
+        """Appends one line."""
+        line = {"step": step, "epoch": epoch, "split": split, **_finite(values)}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes all files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: pathlib.Path, from_step: int) -> Any:
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise schema.InputError(
+            "log.tensorboard needs tensorboardX: pip install 'tqa_jax[logs]'"
+        ) from error
+    return tensorboardX.SummaryWriter(
+        str(folder / "tensorboard"), purge_step=from_step + 1
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

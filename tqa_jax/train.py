@@ -1,0 +1,581 @@
+"""A whole run: from a configuration and a data set to results.
+
+The one thing to know: this is the last module that sees a `ConfigDict`. A run is a
+sequence of segments, each one compiled program over many steps; between segments it
+validates, logs and saves, and a resumed run goes through the same segments.
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from tqa_jax import (
+    audit,
+    checkpoint,
+    evaluate,
+    intervals,
+    models,
+    optim,
+    pipeline,
+    prepare,
+    progress,
+    regularizers,
+    run_folder,
+    schema,
+    train_step,
+    weighting,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class Stopped(RuntimeError):
+    """Training ended before its time; the state is saved and the message says why."""
+
+
+class Parts(NamedTuple):
+    """The pure functions that a configuration stands for."""
+
+    model: models.Model
+    step: train_step.Step
+    init: Callable[[int], train_step.State]
+
+
+def build(
+    config: ml_collections.ConfigDict,
+    data: prepare.Dataset,
+    *,
+    labels: np.ndarray,
+    steps_per_epoch: int,
+) -> Parts:
+    """Builds model, weighting, optimiser and step from a configuration.
+
+    Args:
+        config: see `configs/default.py`.
+        data: the opened data set.
+        labels: training labels (clips, K), for smoothing and `corr_target`.
+        steps_per_epoch: training steps of an epoch.
+
+    Raises:
+        InputError: for a setting that does not exist or does not fit the data.
+    """
+    tasks = data.info.schema.tasks
+    names = data.info.schema.task_names
+    options = {
+        name: value
+        for name, value in config.model.items()
+        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
+    }
+    model = models.make(
+        widths={name: data.transforms[name].width for name in data.modalities},
+        tasks=tasks,
+        max_frames=config.data.max_frames,
+        preset=config.model.preset,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        **options,
+    )
+    weights = weighting.make(
+        config.weighting.name,
+        tasks=names,
+        **config.weighting.get(config.weighting.name, {}),
+    )
+    _check_tasks("optim.task_factors", config.optim.task_factors, names)
+    _check_tasks("train.select_weights", config.train.select_weights, names)
+    optimizer = optim.make(
+        learning_rate=config.optim.learning_rate,
+        schedule=config.optim.schedule,
+        warmup_steps=config.optim.warmup_steps,
+        total_steps=config.train.epochs * steps_per_epoch,
+        end_learning_rate=config.optim.end_learning_rate,
+        stretch=config.optim.stretch,
+        weight_decay=config.optim.weight_decay,
+        clip_norm=config.optim.clip_norm,
+        beta1=config.optim.beta1,
+        beta2=config.optim.beta2,
+        task_factors=_task_factors(config, names),
+        plateau_drop=config.optim.plateau_drop,
+    )
+    means, correlation = prepare.label_statistics(labels)
+    columns = [k for k, n in enumerate(names) if n not in config.consistency.exclude]
+    if config.consistency.weight and len(columns) < 2:
+        raise schema.InputError(
+            f"consistency needs two tasks; the data set has {', '.join(names)}: set "
+            "--config.consistency.weight=0"
+        )
+    objective = train_step.Objective(
+        l1_weight=config.loss.l1_weight,
+        consistency=regularizers.make(
+            config.consistency.mode, correlation[np.ix_(columns, columns)]
+        ),
+        consistency_weight=config.consistency.weight,
+        consistency_tasks=tuple(columns),
+        smoothing=config.loss.label_smoothing,
+        label_means=jnp.asarray(means),
+    )
+    if config.train.batch_size % config.train.accumulation:
+        raise schema.InputError(
+            f"train.accumulation {config.train.accumulation} does not divide "
+            f"train.batch_size {config.train.batch_size}"
+        )
+    step = train_step.make(
+        model=model,
+        optimizer=optimizer,
+        weights=weights,
+        objective=objective,
+        peak_learning_rate=config.optim.learning_rate,
+        accumulation=config.train.accumulation,
+    )
+
+    def init(seed: int) -> train_step.State:
+        return jax.jit(
+            lambda seed: train_step.init(
+                seed,
+                model=model,
+                optimizer=optimizer,
+                weights=weights,
+                num_tasks=len(tasks),
+                scale_loss=config.model.dtype == "float16",
+            )
+        )(jnp.uint32(seed))
+
+    return Parts(model, step, init)
+
+
+def _check_tasks(key: str, given: Any, names: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in names:
+            raise schema.InputError(
+                f"{key} names unknown task {name!r}; available: {', '.join(names)}"
+            )
+
+
+def _task_factors(
+    config: ml_collections.ConfigDict, names: tuple[str, ...]
+) -> list[float]:
+    return [config.optim.task_factors.get(name, 1.0) for name in names]
+
+
+class _Runner:
+    """Runs segments of steps, on device-resident or streamed windows."""
+
+    def __init__(self, step: train_step.Step, split: prepare.Split) -> None:
+        devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._split = split
+        self._spread = jax.sharding.NamedSharding(
+            mesh, jax.sharding.PartitionSpec("data")
+        )
+        self._everywhere = everywhere
+        self._programs: dict[int, Any] = {}
+        self._data = None
+        if split.windows is not None:
+            self._data = jax.device_put(split.windows, everywhere)
+            self._scan = train_step.scan(step, self._spread)
+        else:
+            self._step = jax.jit(step, donate_argnums=0)
+        self.temp_bytes: int | None = None
+
+    def place(self, state: train_step.State) -> train_step.State:
+        """Puts a state on all devices."""
+        return jax.device_put(state, self._everywhere)
+
+    def run(
+        self, state: train_step.State, order: np.ndarray
+    ) -> tuple[train_step.State, dict[str, np.ndarray]]:
+        """Takes the steps of `order`; metrics come back with a leading step axis."""
+        if self._data is not None:
+            rows = jax.device_put(order, self._everywhere)
+            if len(order) not in self._programs:
+                lowered = self._scan.lower(state, self._data, rows)
+                program = lowered.compile()
+                self.temp_bytes = program.memory_analysis().temp_size_in_bytes
+                self._programs[len(order)] = program
+            state, metrics = self._programs[len(order)](state, self._data, rows)
+            return state, jax.tree.map(np.asarray, metrics)
+        found = []
+        for batch in self._split.batches(order):
+            state, metrics = self._step(state, jax.device_put(batch, self._spread))
+            found.append(metrics)
+        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+
+
+def run(
+    config: ml_collections.ConfigDict, *, data_path: pathlib.Path, workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Trains and evaluates, continuing a run that was interrupted.
+
+    Args:
+        config: see `configs/default.py`.
+        data_path: the data set.
+        workdir: folder of the run.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        InputError: for settings, data or a workdir that do not fit.
+        Stopped: on SIGTERM, or when the loss stays non-finite; the state is saved.
+    """
+    new = run_folder.claim(workdir, config.to_dict(), data_path)
+    if (workdir / "results.json").exists():
+        _logger.info("%s holds a finished run; showing its results", workdir)
+        return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    try:
+        trainer = _open(config, data_path, workdir)
+    except schema.InputError:
+        # Nothing was trained: the corrected command may use the same folder.
+        if new:
+            shutil.rmtree(workdir)
+        raise
+    with contextlib.closing(trainer):
+        trainer.train()
+        return trainer.finish()
+
+
+def _open(
+    config: ml_collections.ConfigDict, data_path: pathlib.Path, workdir: pathlib.Path
+) -> "_Trainer":
+    """Audits and prepares the data set and builds what trains on it."""
+    report = audit.audit(data_path)
+    run_folder.write_json(workdir / "audit.json", report)
+    for flag in report["flags"]:
+        _logger.warning("data: %s", flag)
+    data = prepare.open_dataset(
+        data_path,
+        modalities=config.model.modalities,
+        pca=config.preprocess.pca,
+        winsorise=config.preprocess.winsorise,
+        max_frames=config.data.max_frames,
+        memory_bytes=config.data.memory_gb * 2**30,
+        fitted=workdir / "preprocess.npz",
+    )
+    for name, transform in data.transforms.items():
+        _logger.info(
+            "%s: %d features, %d after preprocessing, %.1f %% of variance kept",
+            name,
+            len(transform.median),
+            transform.width,
+            100 * transform.explained,
+        )
+    return _Trainer(
+        config, data, data.split("train"), data.split("validation"), workdir
+    )
+
+
+class _Trainer:
+    """The loop around the compiled segments, and its files."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        data: prepare.Dataset,
+        train: prepare.Split,
+        validation: prepare.Split,
+        workdir: pathlib.Path,
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._train = train
+        self._validation = validation
+        self._workdir = workdir
+        self._tasks = data.info.schema.tasks
+        self._steps_per_epoch = len(self._order(0))
+        self._metric = self._selection_metric()
+        parts = build(
+            config,
+            data,
+            labels=train.clips.labels,
+            steps_per_epoch=self._steps_per_epoch,
+        )
+        batch_size, devices = config.train.batch_size, len(jax.local_devices())
+        if batch_size % devices:
+            raise schema.InputError(
+                f"train.batch_size {batch_size} does not divide over {devices} devices"
+            )
+        self._runner = _Runner(parts.step, train)
+        self._score = jax.jit(parts.model.apply)
+        self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+        state = parts.init(config.seed)
+        start = checkpoint.Saved(state, state.params, jnp.zeros((), jnp.int32))
+        if self._checkpoints.latest_step() is not None:
+            start = self._checkpoints.restore(start)
+            _logger.info("continuing from step %d", start.state.step)
+        self._state = self._runner.place(start.state)
+        self._best = jax.tree.map(jnp.array, start.best)
+        self._best_epoch = int(start.best_epoch)
+        self._saved_step = int(start.state.step)
+        self._bar = tqdm.tqdm(
+            total=config.train.epochs * self._steps_per_epoch,
+            initial=self._saved_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+        )
+        self._log = run_folder.MetricsLog(
+            workdir, from_step=self._saved_step, tensorboard=config.log.tensorboard
+        )
+        _logger.info(
+            "%d parameters, %d training windows of %d clips, %d steps an epoch, "
+            "best by validation %s",
+            sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            train.size,
+            len(train.clips.names),
+            self._steps_per_epoch,
+            self._metric,
+        )
+
+    def _selection_metric(self) -> str:
+        """Metric that selects the best epoch, fixed before training starts."""
+        train = self._config.train
+        if train.select_metric not in evaluate.SELECT_METRICS:
+            raise schema.InputError(
+                f"unknown train.select_metric {train.select_metric!r}; "
+                f"available: {', '.join(evaluate.SELECT_METRICS)}"
+            )
+        if train.select_metric == "loss" or evaluate.selectable(
+            self._validation.clips.labels, self._tasks, train.select_weights
+        ):
+            return train.select_metric
+        _logger.warning(
+            "validation labels are too few for a correlation (fewer than 3 different "
+            "ones in every selected task): the best epoch is chosen by validation loss"
+        )
+        return "loss"
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return pipeline.order(
+            self._train.size,
+            self._config.train.batch_size,
+            seed=self._config.seed,
+            epoch=epoch,
+        )
+
+    def train(self) -> None:
+        """Trains until the last epoch or an early stop."""
+        config = self._config.train
+        with _sigterm() as asked_to_stop, self._bar:
+            for epoch in range(int(self._state.progress.epoch), config.epochs):
+                if int(self._state.progress.since[0]) >= config.patience:
+                    _logger.info(
+                        "stopped early: no better %s for %d epochs",
+                        self._metric,
+                        config.patience,
+                    )
+                    break
+                self._epoch(epoch, asked_to_stop)
+        self._save()
+
+    def _epoch(self, epoch: int, asked_to_stop: Callable[[], bool]) -> None:
+        order = self._order(epoch)
+        done = int(self._state.step) - epoch * self._steps_per_epoch
+        every = self._config.train.checkpoint_every
+        began, clips = time.monotonic(), 0
+        for start in range(done, len(order), every):
+            rows = order[start : start + every]
+            self._state, metrics = self._runner.run(self._state, rows)
+            self._log_steps(epoch, metrics)
+            self._bar.update(len(rows))
+            clips += rows.size
+            self._check_finite(metrics)
+            last = start + every >= len(order)
+            if not last:
+                self._save_if_due(asked_to_stop())
+        self._validate(epoch, clips / max(time.monotonic() - began, 1e-9))
+        self._save_if_due(asked_to_stop())
+
+    def _save_if_due(self, stop: bool) -> None:
+        step = int(self._state.step)
+        if stop or step - self._saved_step >= self._config.train.checkpoint_every:
+            self._save()
+        if stop:
+            raise Stopped(
+                f"stopped by SIGTERM after step {step}; the same command continues"
+            )
+
+    def _save(self) -> None:
+        step = int(self._state.step)
+        if step != self._saved_step:
+            saved = checkpoint.Saved(
+                self._state, self._best, jnp.int32(self._best_epoch)
+            )
+            self._checkpoints.save(step, saved)
+            self._saved_step = step
+
+    def _check_finite(self, metrics: dict[str, np.ndarray]) -> None:
+        row = int(self._state.skipped)
+        if row < self._config.train.max_skipped:
+            return
+        self._save()
+        names = [
+            task.name
+            for k, task in enumerate(self._tasks)
+            if not np.isfinite(metrics["loss"][-1, k])
+            or not np.isfinite(metrics["task_grad_norm"][-1, k])
+        ]
+        what = f"task {', '.join(names)}" if names else "the gradient of the trunk"
+        raise Stopped(
+            f"step {int(self._state.step)}: {what} was not finite for {row} steps in a "
+            "row; look at the audit, lower optim.learning_rate or use "
+            "model.dtype=float32"
+        )
+
+    def _log_steps(self, epoch: int, metrics: dict[str, np.ndarray]) -> None:
+        first = int(self._state.step) - len(metrics["total"]) + 1
+        factors = np.array(
+            _task_factors(self._config, self._data.info.schema.task_names)
+        )
+        stalls = np.asarray(self._state.progress.stalls[1:])
+        factors = factors * self._config.optim.plateau_drop**stalls
+        for number in range(len(metrics["total"])):
+            one = {name: values[number] for name, values in metrics.items()}
+            if one["skipped"]:
+                _logger.warning("step %d skipped: not finite", first + number)
+            if (first + number) % self._config.train.log_every:
+                continue
+            line: dict[str, float] = {
+                "loss/total": float(one["total"]),
+                "loss/consistency": float(one["consistency"]),
+                "grad_norm/total": float(one["grad_norm"]),
+                "lr": float(one["lr"]),
+                "loss_scale": float(one["loss_scale"]),
+                "skipped": float(one["skipped"]),
+            }
+            for k, task in enumerate(self._tasks):
+                line |= {
+                    f"loss/{task.name}": float(one["loss"][k]),
+                    f"weight/{task.name}": float(one["weight"][k]),
+                    f"grad_norm/{task.name}": float(one["task_grad_norm"][k]),
+                    f"labels/{task.name}": float(one["labels"][k]),
+                    f"lr/{task.name}": float(one["lr"] * factors[k]),
+                }
+            self._log.write(step=first + number, epoch=epoch + 1, split="train", **line)
+
+    def _predict(self, split: prepare.Split, params: Any) -> np.ndarray:
+        order = pipeline.in_order(split.size, self._config.train.batch_size)
+        return evaluate.predict(self._score, params, split.batches(order), split.clips)
+
+    def _validate(self, epoch: int, clips_per_second: float) -> None:
+        labels = self._validation.clips.labels
+        scores = self._predict(self._validation, self._state.params)
+        figures = evaluate.validate(scores, labels, self._tasks)
+        values = evaluate.selection(
+            figures,
+            metric=self._metric,
+            weights=self._config.train.select_weights.to_dict(),
+        )
+        advanced = progress.advance(
+            self._state.progress,
+            values,
+            patience=self._config.optim.plateau_patience,
+            least=self._config.train.min_improvement,
+        )
+        self._state = self._state.replace(progress=self._runner.place(advanced))
+        best = int(advanced.since[0]) == 0
+        if best:
+            # A copy: the next segment reuses the memory of the parameters.
+            self._best = jax.tree.map(jnp.copy, self._state.params)
+            self._best_epoch = epoch + 1
+        value = "undefined" if values[0] is None else f"{abs(values[0]):.3f}"
+        said = f"validation {self._metric} {value}{' (best)' if best else ''}"
+        self._bar.set_postfix_str(said)
+        if self._bar.disable:
+            _logger.info(
+                "epoch %d of %d: %s, %.0f clips/s",
+                epoch + 1,
+                self._config.train.epochs,
+                said,
+                clips_per_second,
+            )
+        stats = jax.local_devices()[0].memory_stats() or {}
+        line = {
+            f"{metric}/{task}": value
+            for metric, by_task in figures.items()
+            for task, value in by_task.items()
+        }
+        self._log.write(
+            step=int(self._state.step),
+            epoch=epoch + 1,
+            split="validation",
+            **line,
+            selection=values[0],
+            best=best,
+            correlation={
+                "predictions": prepare.label_statistics(scores)[1].tolist(),
+                "labels": prepare.label_statistics(labels)[1].tolist(),
+            },
+            clips_per_second=clips_per_second,
+            **{
+                "memory/temp_bytes": self._runner.temp_bytes,
+                "memory/peak_bytes": stats.get("peak_bytes_in_use"),
+            },
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the best parameters on the test split, once."""
+        if not self._best_epoch:
+            raise Stopped(
+                "no validation gave a finite value, so no epoch is the best; see "
+                f"{self._workdir / 'metrics.jsonl'}"
+            )
+        test = self._data.split("test")
+        splits = {
+            name: (split.clips, self._predict(split, self._best))
+            for name, split in (("validation", self._validation), ("test", test))
+        }
+        results = evaluate.final(
+            validation=(splits["validation"][1], self._validation.clips.labels),
+            test=(splits["test"][1], test.clips.labels),
+            sources=test.clips.sources,
+            tasks=self._tasks,
+            resamples=self._config.evaluate.resamples,
+            seed=self._config.seed,
+        )
+        results["selected"] = {
+            "epoch": self._best_epoch,
+            "metric": self._metric,
+            "value": float(self._state.progress.best[0]),
+        }
+        results["clips"] = {
+            "train": len(self._train.clips.names),
+            **{name: len(clips.names) for name, (clips, _) in splits.items()},
+        }
+        evaluate.write_predictions(
+            self._workdir / "predictions.csv", splits, self._tasks
+        )
+        run_folder.write_json(self._workdir / "results.json", results)
+        return results
+
+    def close(self) -> None:
+        """Finishes what is being written."""
+        self._checkpoints.close()
+        self._log.close()
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Notes SIGTERM instead of dying, so that the state can be saved."""
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Formats results for a terminal."""
+    return intervals.table(results)

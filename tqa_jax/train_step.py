@@ -1,0 +1,330 @@
+"""One optimisation step as a pure function, and many of them as one program.
+
+The one thing to know: the objective is a function of the whole batch's scores. With
+accumulation the trunk runs over micro-batches and is recomputed in the backward pass,
+so every loss, correlation and gradient norm is that of the whole batch, and a
+micro-batch never has a mean of its own.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import dynamic_scale
+from jaxtyping import Array, Float, Int
+
+from tqa_jax import batch as batches
+from tqa_jax import losses, models, optim, progress, regularizers, weighting
+
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that training carries from one step to the next.
+
+    Attributes:
+        step: steps taken, skipped ones included.
+        seed: source of all of the run's random numbers.
+        params: of the model, float32.
+        opt_state: of the optimiser.
+        weighting: of the task weighting.
+        loss_scale: for float16 only, else None.
+        progress: what validation has said so far.
+        skipped: steps skipped in a row because something was not finite.
+    """
+
+    step: jax.Array  # ()
+    seed: jax.Array  # ()
+    params: Any
+    opt_state: optax.OptState
+    weighting: weighting.State
+    loss_scale: dynamic_scale.DynamicScale | None
+    progress: progress.Progress
+    skipped: jax.Array  # ()
+
+
+Step = Callable[[State, batches.Batch], tuple[State, Metrics]]
+
+
+class Objective(NamedTuple):
+    """What a step minimises, beside the task weights.
+
+    Attributes:
+        l1_weight: factor on the absolute error beside the squared one.
+        consistency: of the predicted scores, see `regularizers`.
+        consistency_weight: factor on it; 0 leaves it out.
+        consistency_tasks: numbers of the tasks that it looks at.
+        smoothing: how far labels shrink toward `label_means`.
+        label_means: mean training label of each task.
+    """
+
+    l1_weight: float
+    consistency: regularizers.Consistency
+    consistency_weight: float
+    consistency_tasks: tuple[int, ...]
+    smoothing: float
+    label_means: Float[Array, " K"]
+
+
+def init(
+    seed: Int[Array, ""],
+    *,
+    model: models.Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    weights: weighting.Weighting,
+    num_tasks: int,
+    scale_loss: bool,
+) -> State:
+    """Starts a run.
+
+    Args:
+        seed: of parameters, dropout and everything else random.
+        model: the network.
+        optimizer: the optimiser.
+        weights: the task weighting.
+        num_tasks: K.
+        scale_loss: scales the loss dynamically, for float16: from 2^16, doubled after
+            2,000 good steps and halved on overflow.
+    """
+    params = model.init(jax.random.key(seed))
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        opt_state=optimizer.init(params),
+        weighting=weights.init(),
+        loss_scale=dynamic_scale.DynamicScale(
+            growth_interval=jnp.int32(2000),
+            fin_steps=jnp.int32(0),
+            scale=jnp.float32(65536.0),
+        )
+        if scale_loss
+        else None,
+        progress=progress.init(num_tasks),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def _trunk(
+    model: models.Model,
+    params: Any,
+    batch: batches.Batch,
+    rng: jax.Array,
+    accumulation: int,
+) -> dict[str, jax.Array]:
+    """Runs the trunk, over micro-batches if there are several."""
+    if accumulation == 1:
+        return model.trunk(params, batch, rng)
+
+    def split(array: jax.Array) -> jax.Array:
+        # Strided, so that each micro-batch has a part on every device.
+        return jnp.swapaxes(array.reshape(-1, accumulation, *array.shape[1:]), 0, 1)
+
+    def merge(array: jax.Array) -> jax.Array:
+        return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+
+    @jax.checkpoint
+    def one(part: tuple[batches.Batch, jax.Array]) -> dict[str, jax.Array]:
+        return model.trunk(params, *part)
+
+    rngs = jax.random.split(rng, accumulation)
+    return jax.tree.map(merge, jax.lax.map(one, (jax.tree.map(split, batch), rngs)))
+
+
+def _shared_grad_norms(
+    model: models.Model,
+    params: Any,
+    joined: dict[str, jax.Array],
+    task_losses: Callable[[Float[Array, "B K"]], Float[Array, " K"]],
+    rngs: tuple[jax.Array, jax.Array],
+    num_tasks: int,
+    scale: Float[Array, ""],
+) -> Float[Array, " K"]:
+    """Norm of each task loss's gradient at the last shared layer.
+
+    One backward pass through all heads gives every task's gradient at the shared
+    features, since each head has its own copy of them; K products with the last
+    shared layer's input give its weight gradients. The trunk is not touched.
+    """
+    path = model.last_shared
+    joined = jax.lax.stop_gradient(joined)
+
+    def shared(kernel: jax.Array) -> Float[Array, "B D"]:
+        return model.join(_replace(params, path, kernel), joined, rngs[0])
+
+    kernel = params
+    for key in path:
+        kernel = kernel[key]
+    features, pull_shared = jax.vjp(shared, kernel)
+    copies = jnp.broadcast_to(features, (num_tasks, *features.shape))
+    scores, pull_heads = jax.vjp(lambda x: model.heads(params, x, rngs[1]), copies)
+    # Task i's loss depends on column i alone, so the sum's gradient holds them all.
+    cotangent = jax.grad(lambda s: task_losses(s).sum())(scores)
+    (by_task,) = pull_heads(cotangent * scale)
+    gradients = jax.vmap(lambda one: pull_shared(one)[0])(by_task)
+    squares = jnp.square(gradients.astype(jnp.float32) / scale)
+    return jnp.sqrt(squares.sum(axis=tuple(range(1, squares.ndim))))
+
+
+def _replace(tree: Any, path: tuple[str, ...], value: jax.Array) -> Any:
+    if not path:
+        return value
+    return {**tree, path[0]: _replace(tree[path[0]], path[1:], value)}
+
+
+def make(
+    *,
+    model: models.Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    weights: weighting.Weighting,
+    objective: Objective,
+    peak_learning_rate: float,
+    accumulation: int,
+) -> Step:
+    """Makes the training step.
+
+    Args:
+        model: the network.
+        optimizer: the optimiser.
+        weights: the task weighting.
+        objective: what to minimise.
+        peak_learning_rate: the weighting's own rate is relative to it.
+        accumulation: micro-batches; divides the batch size.
+
+    Returns:
+        `(state, batch) -> (state, metrics)`, pure. Metrics are float32: `total`,
+        `consistency`, `lr`, `grad_norm`, `skipped`, `loss_scale` scalars; `loss`,
+        `weight`, `task_grad_norm`, `labels` (K,). A step with a loss or gradient that
+        is not finite changes nothing but the counters and the loss scale.
+    """
+    columns = jnp.array(objective.consistency_tasks, jnp.int32)
+
+    def step(state: State, batch: batches.Batch) -> tuple[State, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        trunk_rng, join_rng, head_rng = jax.random.split(rng, 3)
+        task_weights = weights.weights(state.weighting)
+        num_tasks = batch.labels.shape[-1]
+        labels = losses.smooth(batch.labels, objective.label_means, objective.smoothing)
+
+        def task_losses(scores: Float[Array, "B K"]) -> Float[Array, " K"]:
+            return losses.mean(
+                *losses.task_loss_sums(
+                    scores, labels, batch.label_mask, l1_weight=objective.l1_weight
+                )
+            )
+
+        def total_loss(params: Any) -> tuple[Float[Array, ""], Any]:
+            joined = _trunk(model, params, batch, trunk_rng, accumulation)
+            shared = model.join(params, joined, join_rng)
+            copies = jnp.broadcast_to(shared, (num_tasks, *shared.shape))
+            scores = model.heads(params, copies, head_rng)
+            by_task = task_losses(scores)
+            agreement = jnp.zeros((), jnp.float32)
+            if objective.consistency_weight:
+                agreement = objective.consistency(scores[:, columns], batch.clip_mask)
+            total = (task_weights * by_task).sum()
+            total = total + objective.consistency_weight * agreement
+            return total, (joined, by_task, agreement)
+
+        if state.loss_scale is None:
+            loss_scale, scale = None, jnp.ones((), jnp.float32)
+            (total, aux), gradient = jax.value_and_grad(total_loss, has_aux=True)(
+                state.params
+            )
+        else:
+            scale = state.loss_scale.scale
+            loss_scale, _, (total, aux), gradient = state.loss_scale.value_and_grad(
+                total_loss, has_aux=True
+            )(state.params)
+        joined, by_task, agreement = aux
+        task_norms = _shared_grad_norms(
+            model,
+            state.params,
+            joined,
+            task_losses,
+            (join_rng, head_rng),
+            num_tasks,
+            scale,
+        )
+        norm = optax.tree_utils.tree_norm(gradient)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        finite &= jnp.isfinite(task_norms).all()
+
+        stalls = state.progress.stalls
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            state.params,
+            stalls=stalls[0],
+            task_stalls=stalls[1:],
+        )
+        rate = optim.rate(opt_state)
+        active = batch.label_mask.any(axis=0)
+        signals = weighting.Signals(
+            by_task, active, task_norms, rate / peak_learning_rate
+        )
+        taken = (
+            optax.apply_updates(state.params, updates),
+            opt_state,
+            weights.update(state.weighting, signals),
+        )
+        params, opt_state, weighting_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            taken,
+            (state.params, state.opt_state, state.weighting),
+        )
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        metrics = {
+            "total": total,
+            "consistency": agreement,
+            "lr": rate,
+            "grad_norm": norm,
+            "skipped": skipped.astype(jnp.float32),
+            "loss_scale": scale,
+            "loss": by_task,
+            "weight": task_weights,
+            "task_grad_norm": task_norms,
+            "labels": batch.label_mask.sum(axis=0).astype(jnp.float32),
+        }
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            weighting=weighting_state,
+            loss_scale=loss_scale,
+            skipped=skipped,
+        )
+        return state, metrics
+
+    return step
+
+
+def scan(
+    step: Step, sharding: jax.sharding.Sharding | None = None
+) -> Callable[[State, batches.Batch, Int[Array, "S B"]], tuple[State, Metrics]]:
+    """Compiles many steps over a data set that lies on the device.
+
+    Args:
+        step: from `make`.
+        sharding: of the batch axis over devices; None for one device.
+
+    Returns:
+        `(state, data, order) -> (state, metrics)`, where `order` lists the rows of
+        each step's batch (see `pipeline.order`) and metrics have a leading axis of
+        steps. The state is donated.
+    """
+
+    def run(state, data, order):
+        def body(state, rows):
+            batch = batches.take(data, rows)
+            if sharding is not None:
+                batch = jax.lax.with_sharding_constraint(batch, sharding)
+            return step(state, batch)
+
+        return jax.lax.scan(body, state, order)
+
+    return jax.jit(run, donate_argnums=0)

@@ -1,0 +1,45 @@
+"""Fixed weights: the honest baseline.
+
+Tuned fixed weights with ordinary regularisation often match every dynamic scheme
+(Kurin et al. 2022, "In Defense of the Unitary Scalarization for Deep Multi-Task
+Learning"). Costs nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from tqa_jax import schema, weighting
+
+
+def make(
+    *, tasks: Sequence[str], values: Mapping[str, float] | None = None
+) -> weighting.Weighting:
+    """Makes constant weights.
+
+    Args:
+        tasks: names of the tasks.
+        values: weight by task name; a task that is not named has 1.
+
+    Raises:
+        InputError: for an unknown task, or a weight that is negative or not finite.
+    """
+    vector = np.ones(len(tasks), np.float32)
+    for name, value in (values or {}).items():
+        if name not in tasks:
+            raise schema.InputError(
+                f"weighting.fixed.values names unknown task {name!r}; "
+                f"available: {', '.join(tasks)}"
+            )
+        if not (math.isfinite(value) and value >= 0):
+            raise schema.InputError(
+                f"weighting.fixed.values.{name} is {value}; expected 0 or more"
+            )
+        vector[list(tasks).index(name)] = value
+    return weighting.Weighting(
+        init=lambda: (),
+        weights=lambda state: jnp.array(vector),
+        update=lambda state, signals: state,
+    )

@@ -1,0 +1,39 @@
+"""Homoscedastic uncertainty weighting (Kendall, Gal, Cipolla 2018, eq. 7).
+
+With s = log sigma^2 the objective of a task is e^-s L + s: twice the paper's
+1/2 e^-s L + 1/2 s, hence the same optimum s = log L and the same relative weights.
+The weights' sum is free; where it falls, so does the effective learning rate. s is
+clipped to +-`limit`, since a loss near zero would drive e^-s to infinity. The
+objective can be negative: never stop early on it.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+
+from tqa_jax import weighting
+
+
+def make(
+    *, tasks: Sequence[str], learning_rate: float = 1e-3, limit: float = 5.0
+) -> weighting.Weighting:
+    """Makes uncertainty weights.
+
+    Args:
+        tasks: names of the tasks.
+        learning_rate: of Adam on s, at the network's peak learning rate.
+        limit: bound on |s|; weights stay within e^-limit .. e^limit.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def init() -> weighting.Learned:
+        start = jnp.zeros(len(tasks), jnp.float32)
+        return weighting.Learned(start, optimizer.init(start))
+
+    def update(state, signals):
+        gradient = 1 - jnp.exp(-state.values) * signals.losses
+        found = weighting.descend(optimizer, state, gradient, signals)
+        return found._replace(values=jnp.clip(found.values, -limit, limit))
+
+    return weighting.Weighting(init, lambda state: jnp.exp(-state.values), update)
