@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from tqa_jax import cache, schema, train
+from tqa_jax import cache, intervals, schema, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     except train.Stopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
-    print(train.table(results))
+    print(intervals.table(results))
     for name in ("results.json", "predictions.csv", "metrics.jsonl", "checkpoints"):
         print(workdir / name)
 

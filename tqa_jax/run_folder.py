@@ -14,10 +14,11 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from tqa_jax import schema
 
@@ -190,6 +191,38 @@ class MetricsLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def step_line(
+    metrics: Mapping[str, np.ndarray], tasks: Sequence[str], factors: Sequence[float]
+) -> dict[str, float]:
+    """Names the metrics of one training step.
+
+    Args:
+        metrics: of `train_step.make`, of one step.
+        tasks: names, in the order of the metrics' last axis.
+        factors: of each head's learning rate on the common one.
+
+    Returns:
+        Fields of a `train` line; see `MetricsLog`.
+    """
+    line = {
+        "loss/total": float(metrics["total"]),
+        "loss/consistency": float(metrics["consistency"]),
+        "grad_norm/total": float(metrics["grad_norm"]),
+        "lr": float(metrics["lr"]),
+        "loss_scale": float(metrics["loss_scale"]),
+        "skipped": float(metrics["skipped"]),
+    }
+    for k, task in enumerate(tasks):
+        line |= {
+            f"loss/{task}": float(metrics["loss"][k]),
+            f"weight/{task}": float(metrics["weight"][k]),
+            f"grad_norm/{task}": float(metrics["task_grad_norm"][k]),
+            f"labels/{task}": float(metrics["labels"][k]),
+            f"lr/{task}": float(metrics["lr"] * factors[k]),
+        }
+    return line
 
 
 def _board(folder: pathlib.Path, from_step: int) -> Any:

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,16 @@ import numpy as np
 import tqdm
 
 from tqa_jax import (
+    assemble,
     audit,
     checkpoint,
     evaluate,
-    intervals,
-    models,
-    optim,
     pipeline,
     prepare,
     progress,
-    regularizers,
     run_folder,
+    runner,
     schema,
-    train_step,
-    weighting,
 )
 
 _logger = logging.getLogger(__name__)
@@ -44,174 +40,6 @@ _logger = logging.getLogger(__name__)
 
 class Stopped(RuntimeError):
     """Training ended before its time; the state is saved and the message says why."""
-
-
-class Parts(NamedTuple):
-    """The pure functions that a configuration stands for."""
-
-    model: models.Model
-    step: train_step.Step
-    init: Callable[[int], train_step.State]
-
-
-def build(
-    config: ml_collections.ConfigDict,
-    data: prepare.Dataset,
-    *,
-    labels: np.ndarray,
-    steps_per_epoch: int,
-) -> Parts:
-    """Builds model, weighting, optimiser and step from a configuration.
-
-    Args:
-        config: see `configs/default.py`.
-        data: the opened data set.
-        labels: training labels (clips, K), for smoothing and `corr_target`.
-        steps_per_epoch: training steps of an epoch.
-
-    Raises:
-        InputError: for a setting that does not exist or does not fit the data.
-    """
-    tasks = data.info.schema.tasks
-    names = data.info.schema.task_names
-    options = {
-        name: value
-        for name, value in config.model.items()
-        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
-    }
-    model = models.make(
-        widths={name: data.transforms[name].width for name in data.modalities},
-        tasks=tasks,
-        max_frames=config.data.max_frames,
-        preset=config.model.preset,
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        **options,
-    )
-    weights = weighting.make(
-        config.weighting.name,
-        tasks=names,
-        **config.weighting.get(config.weighting.name, {}),
-    )
-    _check_tasks("optim.task_factors", config.optim.task_factors, names)
-    _check_tasks("train.select_weights", config.train.select_weights, names)
-    optimizer = optim.make(
-        learning_rate=config.optim.learning_rate,
-        schedule=config.optim.schedule,
-        warmup_steps=config.optim.warmup_steps,
-        total_steps=config.train.epochs * steps_per_epoch,
-        end_learning_rate=config.optim.end_learning_rate,
-        stretch=config.optim.stretch,
-        weight_decay=config.optim.weight_decay,
-        clip_norm=config.optim.clip_norm,
-        beta1=config.optim.beta1,
-        beta2=config.optim.beta2,
-        task_factors=_task_factors(config, names),
-        plateau_drop=config.optim.plateau_drop,
-    )
-    means, correlation = prepare.label_statistics(labels)
-    columns = [k for k, n in enumerate(names) if n not in config.consistency.exclude]
-    if config.consistency.weight and len(columns) < 2:
-        raise schema.InputError(
-            f"consistency needs two tasks; the data set has {', '.join(names)}: set "
-            "--config.consistency.weight=0"
-        )
-    objective = train_step.Objective(
-        l1_weight=config.loss.l1_weight,
-        consistency=regularizers.make(
-            config.consistency.mode, correlation[np.ix_(columns, columns)]
-        ),
-        consistency_weight=config.consistency.weight,
-        consistency_tasks=tuple(columns),
-        smoothing=config.loss.label_smoothing,
-        label_means=jnp.asarray(means),
-    )
-    if config.train.batch_size % config.train.accumulation:
-        raise schema.InputError(
-            f"train.accumulation {config.train.accumulation} does not divide "
-            f"train.batch_size {config.train.batch_size}"
-        )
-    step = train_step.make(
-        model=model,
-        optimizer=optimizer,
-        weights=weights,
-        objective=objective,
-        peak_learning_rate=config.optim.learning_rate,
-        accumulation=config.train.accumulation,
-    )
-
-    def init(seed: int) -> train_step.State:
-        return jax.jit(
-            lambda seed: train_step.init(
-                seed,
-                model=model,
-                optimizer=optimizer,
-                weights=weights,
-                num_tasks=len(tasks),
-                scale_loss=config.model.dtype == "float16",
-            )
-        )(jnp.uint32(seed))
-
-    return Parts(model, step, init)
-
-
-def _check_tasks(key: str, given: Any, names: tuple[str, ...]) -> None:
-    for name in given:
-        if name not in names:
-            raise schema.InputError(
-                f"{key} names unknown task {name!r}; available: {', '.join(names)}"
-            )
-
-
-def _task_factors(
-    config: ml_collections.ConfigDict, names: tuple[str, ...]
-) -> list[float]:
-    return [config.optim.task_factors.get(name, 1.0) for name in names]
-
-
-class _Runner:
-    """Runs segments of steps, on device-resident or streamed windows."""
-
-    def __init__(self, step: train_step.Step, split: prepare.Split) -> None:
-        devices = jax.local_devices()
-        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._split = split
-        self._spread = jax.sharding.NamedSharding(
-            mesh, jax.sharding.PartitionSpec("data")
-        )
-        self._everywhere = everywhere
-        self._programs: dict[int, Any] = {}
-        self._data = None
-        if split.windows is not None:
-            self._data = jax.device_put(split.windows, everywhere)
-            self._scan = train_step.scan(step, self._spread)
-        else:
-            self._step = jax.jit(step, donate_argnums=0)
-        self.temp_bytes: int | None = None
-
-    def place(self, state: train_step.State) -> train_step.State:
-        """Puts a state on all devices."""
-        return jax.device_put(state, self._everywhere)
-
-    def run(
-        self, state: train_step.State, order: np.ndarray
-    ) -> tuple[train_step.State, dict[str, np.ndarray]]:
-        """Takes the steps of `order`; metrics come back with a leading step axis."""
-        if self._data is not None:
-            rows = jax.device_put(order, self._everywhere)
-            if len(order) not in self._programs:
-                lowered = self._scan.lower(state, self._data, rows)
-                program = lowered.compile()
-                self.temp_bytes = program.memory_analysis().temp_size_in_bytes
-                self._programs[len(order)] = program
-            state, metrics = self._programs[len(order)](state, self._data, rows)
-            return state, jax.tree.map(np.asarray, metrics)
-        found = []
-        for batch in self._split.batches(order):
-            state, metrics = self._step(state, jax.device_put(batch, self._spread))
-            found.append(metrics)
-        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
 def run(
@@ -296,7 +124,7 @@ class _Trainer:
         self._tasks = data.info.schema.tasks
         self._steps_per_epoch = len(self._order(0))
         self._metric = self._selection_metric()
-        parts = build(
+        parts = assemble.build(
             config,
             data,
             labels=train.clips.labels,
@@ -307,7 +135,7 @@ class _Trainer:
             raise schema.InputError(
                 f"train.batch_size {batch_size} does not divide over {devices} devices"
             )
-        self._runner = _Runner(parts.step, train)
+        self._runner = runner.Runner(parts.step, train)
         self._score = jax.jit(parts.model.apply)
         self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
         state = parts.init(config.seed)
@@ -435,34 +263,18 @@ class _Trainer:
 
     def _log_steps(self, epoch: int, metrics: dict[str, np.ndarray]) -> None:
         first = int(self._state.step) - len(metrics["total"]) + 1
-        factors = np.array(
-            _task_factors(self._config, self._data.info.schema.task_names)
-        )
+        names = self._data.info.schema.task_names
         stalls = np.asarray(self._state.progress.stalls[1:])
+        factors = np.array(assemble.task_factors(self._config, names))
         factors = factors * self._config.optim.plateau_drop**stalls
         for number in range(len(metrics["total"])):
             one = {name: values[number] for name, values in metrics.items()}
+            step = first + number
             if one["skipped"]:
-                _logger.warning("step %d skipped: not finite", first + number)
-            if (first + number) % self._config.train.log_every:
-                continue
-            line: dict[str, float] = {
-                "loss/total": float(one["total"]),
-                "loss/consistency": float(one["consistency"]),
-                "grad_norm/total": float(one["grad_norm"]),
-                "lr": float(one["lr"]),
-                "loss_scale": float(one["loss_scale"]),
-                "skipped": float(one["skipped"]),
-            }
-            for k, task in enumerate(self._tasks):
-                line |= {
-                    f"loss/{task.name}": float(one["loss"][k]),
-                    f"weight/{task.name}": float(one["weight"][k]),
-                    f"grad_norm/{task.name}": float(one["task_grad_norm"][k]),
-                    f"labels/{task.name}": float(one["labels"][k]),
-                    f"lr/{task.name}": float(one["lr"] * factors[k]),
-                }
-            self._log.write(step=first + number, epoch=epoch + 1, split="train", **line)
+                _logger.warning("step %d skipped: not finite", step)
+            if step % self._config.train.log_every == 0:
+                line = run_folder.step_line(one, names, factors)
+                self._log.write(step=step, epoch=epoch + 1, split="train", **line)
 
     def _predict(self, split: prepare.Split, params: Any) -> np.ndarray:
         order = pipeline.in_order(split.size, self._config.train.batch_size)
@@ -574,8 +386,3 @@ def _sigterm() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def table(results: dict[str, Any]) -> str:
-    """Formats results for a terminal."""
-    return intervals.table(results)

@@ -1,0 +1,15 @@
+"""Equal fixed weights: the honest baseline, otherwise as `gradnorm.py`.
+
+python -m tqa_jax.main --config=configs/fixed.py --workdir=/tmp/tqa_fixed
+"""
+
+import ml_collections
+
+from configs import gradnorm
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration."""
+    config = gradnorm.get_config()
+    config.weighting.name = "fixed"
+    return config

@@ -1,0 +1,15 @@
+"""Learned, normalised weights, otherwise as `gradnorm.py`.
+
+python -m tqa_jax.main --config=configs/learned.py --workdir=/tmp/tqa_learned
+"""
+
+import ml_collections
+
+from configs import gradnorm
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration."""
+    config = gradnorm.get_config()
+    config.weighting.name = "learned"
+    return config

@@ -1,0 +1,15 @@
+"""Uncertainty weighting (Kendall et al. 2018), otherwise as `gradnorm.py`.
+
+python -m tqa_jax.main --config=configs/uncertainty.py --workdir=/tmp/tqa_uncertainty
+"""
+
+import ml_collections
+
+from configs import gradnorm
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration."""
+    config = gradnorm.get_config()
+    config.weighting.name = "uncertainty"
+    return config

@@ -1,0 +1,102 @@
+"""Collects the sound of a clip: 16 kHz, mono, placed by its time stamps.
+
+The one thing to know: sample `n` is the instant n/16000 s after the first picture.
+Sound that starts late or has gaps is missing there, never moved together.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from jaxtyping import Bool, Float
+
+from tqa_jax import schema
+
+SAMPLE_RATE = 16_000
+
+_MAX_JUMP = SAMPLE_RATE // 25  # samples; smaller deviations are time stamp noise
+
+
+class Collector:
+    """Collects mono sound at `SAMPLE_RATE`, with the time stamps of its pieces."""
+
+    def __init__(self, max_samples: int) -> None:
+        """Starts empty; sound beyond `max_samples` is dropped."""
+        self.pieces: list[tuple[Fraction | None, np.ndarray]] = []
+        self._room = max_samples
+        self._kind = self._resampler = None
+
+    def add(self, frame: av.AudioFrame) -> None:
+        """Adds a decoded frame."""
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._kind:  # a few streams change their format midway
+            self.flush()
+            self._kind = kind
+            self._resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        self._keep(self._resampler.resample(frame))
+
+    def flush(self) -> None:
+        """Adds what the resampler still holds."""
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+            self._resampler = None
+
+    def _keep(self, frames) -> None:
+        for frame in frames:
+            if self._room > 0:
+                stamp = None if frame.pts is None else frame.pts * frame.time_base
+                # A plain mean: FFmpeg's own mix of two channels is 3 dB louder.
+                self.pieces.append((stamp, frame.to_ndarray().mean(axis=0)))
+                self._room -= frame.samples
+
+
+def place(
+    pieces: Sequence[tuple[Fraction | None, Float[np.ndarray, " N"]]], origin: Fraction
+) -> list[tuple[int, Float[np.ndarray, " N"]]]:
+    """Joins pieces whose time stamps follow each other and places the others.
+
+    Args:
+        pieces: time stamp in seconds, None to follow the piece before; and samples.
+        origin: the time stamp of the clip's instant 0.
+
+    Returns:
+        Chunks, each with its first sample on the clip's time axis.
+    """
+    chunks: list[tuple[int, list[np.ndarray]]] = []
+    end = None
+    for stamp, samples in pieces:
+        start = None if stamp is None else round((stamp - origin) * SAMPLE_RATE)
+        if end is None:
+            start = start or 0
+        if end is None or (start is not None and abs(start - end) > _MAX_JUMP):
+            chunks.append((start, []))
+            end = start
+        chunks[-1][1].append(samples)
+        end += len(samples)
+    return [(start, np.concatenate(parts)) for start, parts in chunks]
+
+
+def track(
+    chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]], num_rows: int
+) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Lays chunks on the clip's time axis.
+
+    Args:
+        chunks: from `place`.
+        num_rows: rows of the clip.
+
+    Returns:
+        640 samples a row, full scale 1, 0 where the file has no sound; and a mask.
+    """
+    length = num_rows * round(SAMPLE_RATE / schema.FPS)
+    samples = np.zeros(length, np.float32)
+    present = np.zeros(length, bool)
+    for start, chunk in chunks:
+        first = max(0, -start)
+        piece = chunk[first : length - start if start < length else 0]
+        at = slice(start + first, start + first + len(piece))
+        samples[at], present[at] = piece, True
+    # Lossy codecs overshoot full scale a little; a broken float stream by far more.
+    samples = np.clip(np.nan_to_num(samples, nan=0.0), -4.0, 4.0)
+    return samples, present

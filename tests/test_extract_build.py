@@ -1,0 +1,286 @@
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from extract import build, clip, pool, run
+from tests import media
+from tqa_jax import records, schema
+
+TASKS = schema.TASKS[:2]
+NUM_GOOD = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with four good clips and one of each kind of bad one."""
+    clips = tmp_path_factory.mktemp("data") / "clips"
+    clips.mkdir()
+    for index in range(NUM_GOOD):
+        media.face(clips / f"good{index}.mp4", 0.4, picture=media.talking(index + 1))
+    media.face(clips / "deaf.mp4", 0.4, sound=None)
+    media.face(clips / "blind.mp4", 0.4, picture=None)
+    media.simple(clips / "faceless.mp4", 0.4)
+    (clips / "empty.mp4").write_bytes(b"")
+    (clips / "text.mp4").write_text("no video")
+    whole = media.face(clips / "cut.mp4", 1.0).read_bytes()
+    (clips / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    media.face(clips / "unrated.mp4", 0.4)
+    return clips
+
+
+def _items(folder, splits=("train", "train", "validation", "test")):
+    return [
+        build.Item(
+            folder / f"good{i}.mp4", f"good{i}", f"s{i}", split, {"lip_sync": 1.0 + i}
+        )
+        for i, split in enumerate(splits)
+    ]
+
+
+def _build(items, out, **more):
+    given = {"tasks": TASKS, "name": "test", "provenance": {"kind": "ratings"}}
+    return build.build(items, out, **{**given, "num_workers": 1, **more})
+
+
+@pytest.fixture(scope="module")
+def command(folder, tmp_path_factory):
+    """Runs the command over good and bad clips once; returns status and set."""
+    base = tmp_path_factory.mktemp("command")
+    (base / "labels.csv").write_text(
+        "clip,split,lip_sync,overall\n"
+        "good0,train,1.5,\ngood1.mp4,train,,3\ngood2,val,2,2\ngood3,test,-1,4\n"
+        + "".join(
+            f"{name},train,3,3\n"
+            for name in ("deaf", "blind", "faceless", "empty", "text", "cut")
+        )
+    )
+    arguments = [
+        f"--clips={folder}",
+        f"--labels={base / 'labels.csv'}",
+        f"--out={base / 'set'}",
+        "--num_workers=2",
+    ]
+    return run.main(arguments), base / "set", arguments
+
+
+def test_the_command_makes_a_set_and_lists_what_it_rejects(command):
+    status, out, _ = command
+    assert status == 3
+    info = schema.load(out)
+    assert info.name == "set" and info.provenance["kind"] == "ratings"
+    assert info.schema.modalities == clip.modalities(clip.Options())
+    assert info.schema.task_names == ("lip_sync", "overall")
+    clips = {
+        split: [c.clip for c in records.read_split(out, info, split)]
+        for split in schema.SPLITS
+    }
+    assert clips == {
+        "train": ["good0", "good1"],
+        "validation": ["good2"],
+        "test": ["good3"],
+    }
+    with (out / "rejected.csv").open(newline="") as file:
+        reasons = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    expected = {
+        "deaf": "no audio stream",
+        "blind": "no video stream",
+        "faceless": "no face found in 10 frames",
+        "empty": "0 bytes",
+        "text": "not a readable video",
+        "cut": "not a readable video",
+    }
+    assert set(reasons) == set(expected)
+    for name, part in expected.items():
+        assert part in reasons[name]
+    assert not out.with_name("set.partial").exists()
+    assert not list(out.parent.glob(".set*"))
+
+
+def test_stored_features_and_labels_are_the_clips(command, folder):
+    _, out, _ = command
+    info = schema.load(out)
+    stored = next(iter(records.read_split(out, info, "test")))
+    np.testing.assert_array_equal(stored.labels, np.array([np.nan, 4], np.float32))
+    measured = clip.extract_clip(folder / "good3.mp4", clip.Options())
+    for name, values in measured.features.items():
+        np.testing.assert_array_equal(
+            stored.frame_mask[name], measured.frame_mask[name]
+        )
+        np.testing.assert_array_equal(
+            stored.features[name], values.astype(np.float16).astype(np.float32)
+        )
+
+
+def test_no_path_of_the_machine_is_stored(command, folder):
+    text = (command[1] / "dataset.json").read_text()
+    assert str(folder) not in text and "site-packages" not in text
+
+
+def test_a_finished_set_is_left_as_it_is(command, capsys):
+    status, out, arguments = command
+    before = (out / "dataset.json").stat().st_mtime_ns
+    assert run.main(arguments) == status
+    assert "nothing had to be measured" in capsys.readouterr().out
+    assert (out / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_clips_without_a_row_are_counted(command, capsys):
+    run.main(command[2])
+    assert "1 clips have no row in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--dtype=float32"], "holds a data set made from other clips, labels or"),
+        (["--score_range=5"], "--score_range is '5'; expected two numbers"),
+        (["--score_range=2,5"], "lip_sync is 1.5; expected 2 to 5"),
+        (["--visual=resnet101"], "unknown visual backend 'resnet101'; available: nss"),
+        (["--num_workers=0"], "--num_workers is 0"),
+        (["--name=a-b"], "'a-b' must be letters"),
+        (["--landmarker=/none"], "no face landmarker at /none"),
+        (["--labels=/none.csv"], "no labels file at /none.csv"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_status_2(command, capsys, more, message):
+    assert run.main(command[2] + more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_measured_clips_are_not_measured_again(folder, tmp_path):
+    items, out = _items(folder), tmp_path / "set"
+    items[0] = dataclasses.replace(items[0], absent=("audio", "sync"))
+    partial = tmp_path / "set.partial"
+    partial.mkdir()
+    out.mkdir()  # an empty folder is as good as none
+    for item in items[:3]:
+        key = pool.fingerprint(item.path, clip.Options())
+        pool.save(partial, key, clip.extract_clip(item.path, clip.Options()))
+    (partial / "leftover.1.part").write_bytes(b"half")
+    summary = _build(items, out)
+    assert summary.measured == 1 and not partial.exists()
+    first, second = records.read_split(out, summary.info, "train")
+    for name in summary.info.schema.widths:  # what is absent on purpose is masked
+        assert first.frame_mask[name].any() == (name not in ("audio", "sync"))
+        assert second.frame_mask[name].all()
+
+
+def test_a_folder_with_something_else_is_refused(folder, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine.txt").write_text("x")
+    with pytest.raises(schema.InputError, match="is there and no data set"):
+        _build(_items(folder), tmp_path / "set")
+
+
+def test_a_crash_and_a_defect_cost_one_clip_each(folder, tmp_path, capsys):
+    work = {
+        "crash": media.Fatal(),
+        "defect": media.Defective(),
+        "good": folder / "good0.mp4",
+    }
+    done = pool.measure(
+        work, tmp_path, clip.Options(), num_workers=1, timeout_seconds=60
+    )
+    assert done.measured == 1 and (tmp_path / "good.npz").is_file()
+    assert "process that measured it died" in done.rejected["crash"]
+    assert done.rejected["defect"] == "internal error: KeyError: 'a defect'"
+    assert "KeyError" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_hanging_decoder_costs_one_clip(folder, tmp_path):
+    work = {"hang": media.Endless(), "good": folder / "good0.mp4"}
+    done = pool.measure(
+        work, tmp_path, clip.Options(), num_workers=1, timeout_seconds=10
+    )
+    assert done.rejected == {"hang": "given up after 10 s"}
+    assert done.measured == 1
+
+
+def test_nothing_usable_makes_nothing(folder, tmp_path):
+    bad = [build.Item(folder / "deaf.mp4", "deaf", "deaf", "train", {})]
+    with pytest.raises(schema.InputError, match="none of 1 clips.*no audio stream"):
+        _build(bad, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_without_clips_to_train_on_is_not_made(folder, tmp_path):
+    items = [build.Item(folder / "deaf.mp4", "deaf", "deaf", "train", {})]
+    items += _items(folder)[3:]
+    with pytest.raises(schema.InputError, match="no clip of the train split"):
+        _build(items, tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.partial"]
+
+
+@pytest.mark.slow
+def test_building_twice_gives_the_same_bytes(folder, tmp_path):
+    one, two = (_build(_items(folder), tmp_path / name) for name in ("a", "b"))
+    assert one.info.splits == two.info.splits  # checksums of the shards
+
+
+def test_another_option_or_content_has_another_fingerprint(folder, tmp_path):
+    path = folder / "good0.mp4"
+    one = pool.fingerprint(path, clip.Options())
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(path.read_bytes())
+    assert pool.fingerprint(copy, clip.Options()) == one
+    assert pool.fingerprint(path, clip.Options(max_seconds=9)) != one
+    copy.write_bytes(path.read_bytes() + b"x")
+    assert pool.fingerprint(copy, clip.Options()) != one
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"clip": "good1"}, "clip 'good1' comes twice"),
+        ({"source": "s2"}, "source 's2' is in both"),
+        ({"split": "dev"}, "unknown split 'dev'"),
+        ({"labels": {"humour": 2.0}}, "label for 'humour'"),
+        ({"labels": {"lip_sync": 7.0}}, "lip_sync is 7"),
+        ({"absent": ("smell",)}, "leaves out smell"),
+    ],
+)
+def test_unusable_items_are_refused_before_any_work(folder, tmp_path, change, message):
+    items = _items(folder)
+    items[0] = dataclasses.replace(items[0], **change)
+    with pytest.raises(schema.InputError, match=message):
+        _build(items, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_line(folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(schema.InputError, match="cannot be written: Not a directory"):
+        _build(_items(folder), tmp_path / "file" / "set")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
+    rows = "".join(f"good{i},train,{1 + i}\n" for i in range(NUM_GOOD))
+    (tmp_path / "labels.csv").write_text("clip,split,overall\n" + rows)
+    command = [sys.executable, "-m", "extract.run", f"--clips={folder}"]
+    command += [f"--labels={tmp_path / 'labels.csv'}", f"--out={tmp_path / 'set'}"]
+    command += ["--num_workers=1"]
+    partial = tmp_path / "set.partial"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    limit = time.monotonic() + 60
+    while len(list(partial.glob("*.npz"))) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)  # the worker may finish the clip it was at
+    kept = len(list(partial.glob("*.npz")))
+    assert kept >= 2 and not (tmp_path / "set").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    left = NUM_GOOD - kept
+    said = f"measured {left} clips" if left else "nothing had to be measured"
+    assert said in again.stdout
+    assert schema.load(tmp_path / "set").splits["train"].clips == NUM_GOOD

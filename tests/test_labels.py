@@ -1,0 +1,147 @@
+import collections
+
+import pytest
+
+from extract import labels
+from tqa_jax import schema
+
+
+@pytest.fixture
+def folder(tmp_path):
+    clips = tmp_path / "clips"
+    (clips / "sub").mkdir(parents=True)
+    for name in ("a.mp4", "b.mkv", "c.mpg", "sub/d.mp4", "sub/a.mov", "notes.txt"):
+        (clips / name).write_bytes(b"x")
+    return clips
+
+
+def _read(folder, text, **more):
+    path = folder.parent / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    return labels.read(path, folder, **more)
+
+
+def test_rows_become_items(folder):
+    table = _read(
+        folder,
+        "\ufeffclip, source ,split,overall,humour\n"
+        "a.mp4,anna,train,4.5,\n"
+        "b,ben,val,1,5\n"
+        "sub/d,cleo,test,,2\n",
+    )
+    assert [task.name for task in table.tasks] == ["overall", "humour"]
+    assert table.tasks[0] == schema.TASKS[4] and table.tasks[1].description == ""
+    assert [(i.clip, i.source, i.split, dict(i.labels)) for i in table.items] == [
+        ("a", "anna", "train", {"overall": 4.5}),
+        ("b", "ben", "validation", {"overall": 1.0, "humour": 5.0}),
+        ("sub/d", "cleo", "test", {"humour": 2.0}),
+    ]
+    assert [path.name for path in table.left_out] == ["c.mpg", "a.mov"]
+    assert not table.drawn
+
+
+def test_minus_one_is_missing_only_outside_the_range(folder):
+    text = "clip,split,overall\na.mp4,train,-1\nb,train,0.5\n"
+    table = _read(folder, text, low=0, high=5)
+    assert [dict(item.labels) for item in table.items] == [{}, {"overall": 0.5}]
+    table = _read(folder, text, low=-1, high=1)
+    assert dict(table.items[0].labels) == {"overall": -1.0}
+
+
+def test_every_problem_is_named_at_once(folder):
+    text = (
+        "clip,source,split,overall\n"
+        "a.mp4,anna,train,9\n"
+        "b,anna,test,good\n"
+        "b.mkv,ben,holdout,2\n"
+        "zz,zoe,train,3\n"
+        "d,dan,train,nan\n"
+        ",x,train,3\n"
+    )
+    with pytest.raises(schema.InputError) as caught:
+        _read(folder, text)
+    lines = str(caught.value).splitlines()
+    assert "labels.csv cannot be used" in lines[0]
+    expected = [
+        "line 2: overall is 9; expected 1 to 5",
+        "line 3: source 'anna' is in 'test' and, line 2, in 'train'",
+        "line 3: overall is 'good'; expected a number",
+        "line 4: clip 'b.mkv' has a row already, line 3",
+        "line 4: unknown split 'holdout'; available: train, validation, test",
+        "line 5: clip 'zz' is not in",
+        "line 6: overall is 'nan'",
+        "line 7: the clip is empty",
+    ]
+    assert len(lines) == 1 + len(expected)
+    for line, part in zip(lines[1:], expected, strict=True):
+        assert part in line
+
+
+def test_problems_without_end_are_cut(folder):
+    text = "clip,overall\n" + "".join(f"none{i},3\n" for i in range(100))
+    with pytest.raises(schema.InputError, match="and 80 more") as caught:
+        _read(folder, text)
+    assert len(str(caught.value).splitlines()) == 22
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name,overall\na.mp4,3\n", "no column `clip`"),
+        ("clip;overall\na.mp4;3\n", "separated by semicolons"),
+        ("clip,source,split\na.mp4,s,train\n", "no task column"),
+        ("clip,overall,overall\na.mp4,3,3\n", "'overall' twice"),
+        ("clip,over all\na.mp4,3\n", "'over all' cannot be a task's name"),
+        ("clip,overall\n", "no rows"),
+        ("clip,overall\na.mp4\n", "line 2 has 1 cells; its header has 2"),
+        ("clip,overall\na,3\n", "'a' may be a.mp4 or .*a.mov"),
+        ("clip,overall\n../labels,3\n", "is not in"),
+        ("clip,overall\na.mp4,3\nb,4\n", "only 2 sources"),
+    ],
+)
+def test_an_unusable_file_says_why(folder, text, message):
+    with pytest.raises(schema.InputError, match=message):
+        _read(folder, text)
+
+
+def test_a_missing_file_or_folder_says_so(folder):
+    with pytest.raises(schema.InputError, match="no labels file"):
+        labels.read(folder / "none.csv", folder)
+    with pytest.raises(schema.InputError, match="no folder of clips"):
+        labels.read(folder / "none.csv", folder / "none")
+
+
+def _draw(counts, seed=0):
+    return labels.draw_splits(counts, seed=seed, path="labels.csv")
+
+
+@pytest.mark.parametrize("sources", [3, 4, 5, 16, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_drawn_splits_are_full_disjoint_and_near_their_shares(sources, seed):
+    counts = {f"s{i}": 1 + i % 3 for i in range(sources)}
+    drawn = _draw(counts, seed)
+    clips = collections.Counter()
+    for source, split in drawn.items():
+        clips[split] += counts[source]
+    assert set(drawn) == set(counts) and set(clips) == set(schema.SPLITS)
+    total = sum(counts.values())
+    for split, share in labels.SPLIT_SHARES.items():
+        if sources >= 16:  # within one source of its share
+            assert abs(clips[split] - share * total) <= 3
+    assert drawn == _draw(dict(reversed(counts.items())), seed)
+
+
+def test_another_seed_draws_another_split():
+    counts = {f"s{i}": 1 for i in range(20)}
+    assert _draw(counts, 0) != _draw(counts, 1)
+
+
+def test_splits_are_drawn_by_source_when_the_file_has_none(folder):
+    table = _read(
+        folder,
+        "clip,source,overall\na.mp4,s1,1\nb,s2,2\nc,s3,3\nsub/d,s1,4\n",
+    )
+    assert table.drawn
+    of = {item.clip: item.split for item in table.items}
+    assert of["sub/d"] == of["a"]
+    assert set(of.values()) == set(schema.SPLITS)

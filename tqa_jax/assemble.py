@@ -1,0 +1,139 @@
+"""From a configuration to the pure functions that it stands for.
+
+The one thing to know: every setting is checked here, before a step is compiled; a
+misspelt or impossible one is an `InputError`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from tqa_jax import models, optim, prepare, regularizers, schema, train_step, weighting
+
+
+class Parts(NamedTuple):
+    """The pure functions that a configuration stands for."""
+
+    model: models.Model
+    step: train_step.Step
+    init: Callable[[int], train_step.State]
+
+
+def build(
+    config: ml_collections.ConfigDict,
+    data: prepare.Dataset,
+    *,
+    labels: np.ndarray,
+    steps_per_epoch: int,
+) -> Parts:
+    """Builds model, weighting, optimiser and step from a configuration.
+
+    Args:
+        config: see `configs/default.py`.
+        data: the opened data set.
+        labels: training labels (clips, K), for smoothing and `corr_target`.
+        steps_per_epoch: training steps of an epoch.
+
+    Raises:
+        InputError: for a setting that does not exist or does not fit the data.
+    """
+    tasks = data.info.schema.tasks
+    names = data.info.schema.task_names
+    options = {
+        name: value
+        for name, value in config.model.items()
+        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
+    }
+    model = models.make(
+        widths={name: data.transforms[name].width for name in data.modalities},
+        tasks=tasks,
+        max_frames=config.data.max_frames,
+        preset=config.model.preset,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        **options,
+    )
+    weights = weighting.make(
+        config.weighting.name,
+        tasks=names,
+        **config.weighting.get(config.weighting.name, {}),
+    )
+    _check_tasks("optim.task_factors", config.optim.task_factors, names)
+    _check_tasks("train.select_weights", config.train.select_weights, names)
+    optimizer = optim.make(
+        learning_rate=config.optim.learning_rate,
+        schedule=config.optim.schedule,
+        warmup_steps=config.optim.warmup_steps,
+        total_steps=config.train.epochs * steps_per_epoch,
+        end_learning_rate=config.optim.end_learning_rate,
+        stretch=config.optim.stretch,
+        weight_decay=config.optim.weight_decay,
+        clip_norm=config.optim.clip_norm,
+        beta1=config.optim.beta1,
+        beta2=config.optim.beta2,
+        task_factors=task_factors(config, names),
+        plateau_drop=config.optim.plateau_drop,
+    )
+    means, correlation = prepare.label_statistics(labels)
+    columns = [k for k, n in enumerate(names) if n not in config.consistency.exclude]
+    if config.consistency.weight and len(columns) < 2:
+        raise schema.InputError(
+            f"consistency needs two tasks; the data set has {', '.join(names)}: set "
+            "--config.consistency.weight=0"
+        )
+    objective = train_step.Objective(
+        l1_weight=config.loss.l1_weight,
+        consistency=regularizers.make(
+            config.consistency.mode, correlation[np.ix_(columns, columns)]
+        ),
+        consistency_weight=config.consistency.weight,
+        consistency_tasks=tuple(columns),
+        smoothing=config.loss.label_smoothing,
+        label_means=jnp.asarray(means),
+    )
+    if config.train.batch_size % config.train.accumulation:
+        raise schema.InputError(
+            f"train.accumulation {config.train.accumulation} does not divide "
+            f"train.batch_size {config.train.batch_size}"
+        )
+    step = train_step.make(
+        model=model,
+        optimizer=optimizer,
+        weights=weights,
+        objective=objective,
+        peak_learning_rate=config.optim.learning_rate,
+        accumulation=config.train.accumulation,
+    )
+
+    def init(seed: int) -> train_step.State:
+        return jax.jit(
+            lambda seed: train_step.init(
+                seed,
+                model=model,
+                optimizer=optimizer,
+                weights=weights,
+                num_tasks=len(tasks),
+                scale_loss=config.model.dtype == "float16",
+            )
+        )(jnp.uint32(seed))
+
+    return Parts(model, step, init)
+
+
+def _check_tasks(key: str, given: Iterable[str], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise schema.InputError(
+                f"{key} names unknown task {name!r}; available: {', '.join(names)}"
+            )
+
+
+def task_factors(
+    config: ml_collections.ConfigDict, names: Sequence[str]
+) -> list[float]:
+    """Factor on the learning rate of each task's head."""
+    return [config.optim.task_factors.get(name, 1.0) for name in names]
