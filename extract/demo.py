@@ -1,0 +1,365 @@
+r"""Makes the demo data set: rendered talking faces with planted flaws.
+
+    python -m extract.demo --clips=240
+
+The one thing to know: labels are computed from the strengths of the planted flaws
+(`demo_plan.labels`), never rated by people, and the set says so (`kind: degradation`).
+Clips are rendered into `<set>.work/` one file at a time and measured by the real
+extractor; whatever stops the job, the same call goes on, and a finished set is used
+again.
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import dataclasses
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import tqdm
+
+import tqa_jax
+from extract import build as builder
+from extract import clip as extractor
+from extract import demo_plan, flaws, pool, portrait, render, speech
+from tqa_jax import cache as caches
+from tqa_jax import schema
+
+EXAMPLES = 4
+
+
+def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Renders a clip and plants its flaws.
+
+    Returns:
+        RGB frames (T, 256, 256, 3) at 25 Hz and mono audio at 16 kHz.
+    """
+    strength = {flaw: item.strengths.get(flaw, 0.0) for flaw in demo_plan.PENALTIES}
+    voice = speech.draw_voice(item.identity_seed)
+    said = speech.synthesize(
+        voice, seconds=demo_plan.SECONDS, arousal=item.arousal, seed=item.seed
+    )
+    other = speech.synthesize(
+        voice, seconds=demo_plan.SECONDS, arousal=item.arousal, seed=item.seed + 50_000
+    )
+    face = item.arousal * (1 - strength["affect"])
+    motion = render.draw_motion(
+        said.opening,
+        said.spread,
+        arousal=face,
+        damping=strength["damping"],
+        seed=item.seed,
+    )
+    frames = render.render(
+        portrait.draw(item.identity_seed, beard_allowed=voice.pitch < 140),
+        motion,
+        covered=item.covered,
+        seed=item.seed,
+    )
+    frames = flaws.jitter(frames, strength["jitter"], item.seed)
+    frames = flaws.freeze(frames, strength["freeze"], item.seed)
+    frames = flaws.blur(frames, strength["blur"])
+    frames = flaws.compression(frames, strength["compression"])
+    audio = flaws.swap(said.audio, other.audio, strength["swap"], item.seed)
+    audio = flaws.offset(audio, strength["offset"], item.seed)
+    audio = flaws.clipping(audio, strength["clipping"])
+    audio = flaws.noise(audio, strength["noise"], item.seed)
+    audio = flaws.band_limit(audio, strength["band_limit"])
+    return frames, audio
+
+
+def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> None:
+    """Writes an .mp4 of good quality (H.264, AAC); it appears complete or not at all.
+
+    Args:
+        path: the file.
+        frames: RGB, (T, H, W, 3) at 25 Hz, even width and height.
+        audio: mono at 16 kHz, within -1..1.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with av.open(str(part), "w", format="mp4") as container:
+        video = container.add_stream(
+            "libx264",
+            rate=flaws.FPS,
+            options={"crf": "15", "preset": "veryfast", "threads": "1"},
+        )
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=flaws.RATE, layout="mono")
+        sound.bit_rate = 96_000
+        for index, pixels in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, flaws.FPS)
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        samples = np.ascontiguousarray(audio, np.float32)[None]
+        piece = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        piece.sample_rate, piece.pts = flaws.RATE, 0
+        piece.time_base = Fraction(1, flaws.RATE)
+        container.mux(sound.encode(piece))
+        container.mux(sound.encode(None))
+    part.replace(path)
+
+
+def build(
+    cache: pathlib.Path,
+    *,
+    clips: int = 240,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> pathlib.Path:
+    """Returns the demo set in a cache, after building it where it is not there.
+
+    Beside the set lies `<set>-examples/`: a few of its clips and `clips.csv`, which
+    lists the flaws of all.
+
+    Args:
+        cache: folder to keep it in.
+        clips: size of the set.
+        seed: of the set.
+        num_workers: processes; None takes one for each CPU core.
+
+    Raises:
+        schema.InputError: for unusable arguments, a missing landmarker, or a cache
+            that cannot be written.
+    """
+    options = extractor.Options()
+    extractor.check(options)
+    plans = demo_plan.plan(clips, seed)
+    # Another version of a backend or of the clips is another set, under another name.
+    of = [dataclasses.asdict(item) for item in extractor.modalities(options)]
+    drawn = [dataclasses.asdict(item) for item in plans]
+    asked = pool.digest([_provenance(clips, seed), drawn, of])
+    path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"
+    workers = num_workers or os.cpu_count() or 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise schema.InputError(
+            f"the demo data set cannot be kept in {cache}: {error}; choose another "
+            "folder by TQA_CACHE or --out"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits and finds the set
+        work = path.with_name(path.name + ".work")
+        if not (path / "dataset.json").is_file():
+            logging.info("building the demo data set of %d clips in %s", clips, path)
+            work.mkdir(exist_ok=True)
+            _render_all(plans, work, workers)
+            _keep_examples(plans, work, path.with_name(path.name + "-examples"))
+            summary = builder.build(
+                [_item(item, work) for item in plans],
+                path,
+                tasks=schema.TASKS,
+                name="tqa_demo",
+                provenance=_provenance(clips, seed),
+                options=options,
+                num_workers=workers,
+            )
+            logging.info("%s", summary.line())
+        if work.exists():
+            shutil.rmtree(work)
+    return path
+
+
+def _item(item: demo_plan.Plan, work: pathlib.Path) -> builder.Item:
+    return builder.Item(
+        path=work / f"{item.clip}.mp4",
+        clip=item.clip,
+        source=item.source,
+        split=item.split,
+        labels=item.labels,
+        absent=item.absent,
+    )
+
+
+def _provenance(clips: int, seed: int) -> dict:
+    """Says what the set is, what each flaw means and how labels follow."""
+    return {
+        "kind": "degradation",
+        "description": "rendered talking faces with planted flaws; the labels are "
+        "functions of the flaws' strengths, not opinions of people",
+        "tool": "extract.demo",
+        "tool_version": tqa_jax.__version__,
+        "demo_version": demo_plan.VERSION,
+        "clips": clips,
+        "seed": seed,
+        "picture": "skimage.data.astronaut(), public domain (NASA)",
+        "speech": "synthetic",
+        "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
+        "penalties": {flaw: dict(takes) for flaw, takes in demo_plan.PENALTIES.items()},
+        "flaws": dict(demo_plan.MEANINGS),
+        "missing_labels": demo_plan.MISSING_LABELS,
+    }
+
+
+def _render_all(
+    plans: Sequence[demo_plan.Plan], work: pathlib.Path, num_workers: int
+) -> None:
+    """Renders the clips that are not there yet, neighbours in identity together."""
+    todo = [item for item in plans if not (work / f"{item.clip}.mp4").is_file()]
+    if not todo:
+        return
+    executor = concurrent.futures.ProcessPoolExecutor(
+        max_workers=min(num_workers, len(todo)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
+    with executor as workers:
+        jobs = [workers.submit(_render_one, item, work) for item in todo]
+        try:
+            for job in _shown(concurrent.futures.as_completed(jobs), len(jobs)):
+                job.result()
+        except OSError as error:
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise schema.InputError(f"{work} cannot be written: {error}") from error
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """Sets a worker up: one thread, and no life after its parent's.
+
+    The executor's own workers would wait for ever when the parent is killed.
+    """
+    cv2.setNumThreads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _render_one(item: demo_plan.Plan, work: pathlib.Path) -> None:
+    frames, audio = make_clip(item)
+    write_video(work / f"{item.clip}.mp4", frames, audio)
+
+
+def _shown(
+    jobs: Iterator[concurrent.futures.Future], total: int
+) -> Iterator[concurrent.futures.Future]:
+    """Shows progress: a bar on a terminal, else a log line every ten seconds."""
+    if sys.stderr.isatty():
+        yield from tqdm.tqdm(jobs, total=total, unit="clip", desc="rendering")
+        return
+    start = last = time.monotonic()
+    for done, job in enumerate(jobs, 1):
+        yield job
+        now = time.monotonic()
+        if now - last >= 10 or done == total:
+            rate = done / (now - start)
+            left = (total - done) / rate
+            logging.info(
+                "rendering: %d/%d, %.1f clips/s, %.0f s left", done, total, rate, left
+            )
+            last = now
+
+
+def _keep_examples(
+    plans: Sequence[demo_plan.Plan], work: pathlib.Path, folder: pathlib.Path
+) -> None:
+    """Copies a flawless clip and clips of different flaws to look at."""
+    # The flawless first, then each clip that brings a flaw not seen yet.
+    chosen, seen = [], set()
+    for item in sorted(plans, key=lambda item: len(item.strengths)):
+        kind = tuple(item.strengths)
+        if len(kind) < 2 and kind not in seen and len(chosen) < EXAMPLES:
+            chosen.append(item)
+            seen.add(kind)
+    part = folder.with_name(folder.name + ".part")
+    for old in (part, folder):
+        if old.exists():
+            shutil.rmtree(old)
+    part.mkdir()
+    for item in chosen:
+        kind = "_".join(item.strengths) or "flawless"
+        shutil.copyfile(work / f"{item.clip}.mp4", part / f"{item.clip}_{kind}.mp4")
+    with (part / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        names = [task.name for task in schema.TASKS]
+        rows.writerow(["clip", "source", "split", *names, "flaws", "absent", "covered"])
+        for item in plans:
+            scores = [
+                f"{item.labels[name]:.4f}" if name in item.labels else ""
+                for name in names
+            ]
+            strengths = {flaw: round(at, 4) for flaw, at in item.strengths.items()}
+            rows.writerow(
+                [item.clip, item.source, item.split, *scores]
+                + [json.dumps(strengths), " ".join(item.absent)]
+                + ["-".join(map(str, item.covered)) if item.covered else ""]
+            )
+    part.rename(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m extract.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder to keep the set in (default: $TQA_CACHE or ~/.cache/tqa_jax)",
+    )
+    parser.add_argument(
+        "--clips",
+        type=int,
+        default=240,
+        metavar="N",
+        help="clips of 3.2 s in the set, at least 3 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another seed gives other people, words and flaws (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="processes (default: one for each CPU core)",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if given.num_workers is not None and given.num_workers < 1:
+            raise schema.InputError(
+                f"--num_workers is {given.num_workers}; expected at least 1"
+            )
+        path = build(
+            given.out or caches.folder(),
+            clips=given.clips,
+            seed=given.seed,
+            num_workers=given.num_workers,
+        )
+    except schema.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"data set: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What is in the demo data set: who speaks, which flaws are planted, which labels.
+
+The one thing to know: a clip's labels are functions of the strengths of its flaws
+(`labels`), never opinions of people, and a plan is drawn in full before anything is
+rendered, so that it depends on the size and the seed alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from extract import clip as extractor
+from extract import flaws
+from tqa_jax import schema
+
+VERSION = 1  # of the clips and labels; counts up with any change to them
+SECONDS = 3.2
+MISSING_LABELS = 0.08  # share of label cells
+MISSING_MODALITIES = 0.04  # share of clips without one of their modalities
+COVERED = 0.06  # share of clips with a hand before the face for 0.6 to 1.4 s
+_FLAW_COUNTS = (0.10, 0.25, 0.35, 0.30)  # chance of 0, 1, 2 and 3 flaws in a clip
+_CLIPS_PER_IDENTITY = 6
+
+# What a flaw of strength 1 takes from each task, as a share of the score's range.
+PENALTIES: Mapping[str, Mapping[str, float]] = {
+    "offset": {"lip_sync": 0.95, "cross_modal": 0.40, "overall": 0.45},
+    "swap": {"lip_sync": 0.80, "cross_modal": 0.85, "overall": 0.45},
+    "noise": {"audio_quality": 0.85, "overall": 0.45},
+    "band_limit": {"audio_quality": 0.75, "overall": 0.35},
+    "clipping": {"audio_quality": 0.70, "overall": 0.35},
+    "blur": {"overall": 0.50},
+    "compression": {"overall": 0.45},
+    "freeze": {"lip_sync": 0.40, "expression": 0.75, "overall": 0.50},
+    "jitter": {"lip_sync": 0.30, "expression": 0.55, "overall": 0.40},
+    "damping": {"expression": 0.90, "cross_modal": 0.30, "overall": 0.35},
+    "affect": {"cross_modal": 0.90, "overall": 0.30},
+}
+MEANINGS: Mapping[str, str] = {
+    "offset": f"audio early or late by {flaws.MAX_OFFSET} frames x strength",
+    "swap": "share of the speech replaced by other words of the same voice",
+    "noise": "signal-to-noise ratio from {} dB down to {} dB".format(*flaws.SNR_DB),
+    "band_limit": "low-pass from {} Hz down to {} Hz".format(*flaws.CUTOFF_HZ),
+    "clipping": f"{flaws.MAX_CLIPPED} x strength of the samples cut",
+    "blur": f"Gaussian of {flaws.MAX_BLUR} picture heights x strength",
+    "compression": "H.264 re-encoded at crf {} up to {}".format(*flaws.QUANTISER),
+    "freeze": f"{flaws.MAX_FROZEN} x strength of the frames stand still",
+    "jitter": f"share of frames shown up to {flaws.MAX_JITTER} frames off",
+    "damping": "smile, brows, blinks and head movement x (1 - strength)",
+    "affect": "a calm face with an excited voice, at 1 in full",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that decides one clip.
+
+    Attributes:
+        clip: its id.
+        source: its identity, a face with its voice.
+        split: of `schema.SPLITS`.
+        identity_seed: of face and voice.
+        seed: of everything else that is drawn.
+        arousal: of the voice, 0 (calm) to 1 (excited); the face's without a flaw.
+        strengths: planted flaws, of `PENALTIES`, in 0..1.
+        covered: first and last frame (exclusive) of a hand before the face.
+        labels: scores by task; missing ones are not there.
+        absent: modalities left out on purpose.
+    """
+
+    clip: str
+    source: str
+    split: str
+    identity_seed: int
+    seed: int
+    arousal: float
+    strengths: Mapping[str, float]
+    covered: tuple[int, int] | None
+    labels: Mapping[str, float]
+    absent: tuple[str, ...]
+
+
+def labels(strengths: Mapping[str, float]) -> dict[str, float]:
+    """Computes the scores of a clip from the flaws planted in it.
+
+    A task's score is `1 + 4 * product over flaws of (1 - penalty * strength)`: 5
+    without flaws, falling with each strength, never below 1.
+
+    Args:
+        strengths: by flaw, in 0..1.
+
+    Example:
+        >>> labels({"offset": 0.5})["lip_sync"], labels({"offset": 0.5})["expression"]
+        (3.1, 5.0)
+    """
+    scores = {}
+    for task in schema.TASKS:
+        left = 1.0
+        for flaw, strength in strengths.items():
+            left *= 1 - PENALTIES[flaw].get(task.name, 0.0) * strength
+        scores[task.name] = task.low + (task.high - task.low) * left
+    return scores
+
+
+def plan(clips: int, seed: int = 0) -> tuple[Plan, ...]:
+    """Draws what to render; equal arguments give equal plans.
+
+    Args:
+        clips: how many, at least 3.
+        seed: another seed gives other people, words and flaws.
+
+    Raises:
+        schema.InputError: for fewer than 3 clips, one a split, or a negative seed.
+    """
+    if clips < 3:
+        raise schema.InputError(f"the demo set of {clips} clips; expected at least 3")
+    if seed < 0:
+        raise schema.InputError(f"seed is {seed}; expected 0 or more")
+    rng = np.random.default_rng([seed, clips, VERSION])
+    splits = _identity_splits(clips)
+    names = [task.name for task in schema.TASKS]
+    modalities = list(extractor.BACKENDS)
+    frames = round(SECONDS * schema.FPS)
+    gone = rng.choice(clips, math.ceil(MISSING_MODALITIES * clips), replace=False)
+    hidden = rng.choice(clips, math.ceil(COVERED * clips), replace=False)
+    cells = clips * len(names)
+    unrated = rng.choice(cells, round(MISSING_LABELS * cells), replace=False)
+    plans = []
+    for index in range(clips):
+        identity = index % len(splits)
+        strengths = _draw_strengths(rng)
+        calm = rng.uniform() < 0.5 and "affect" not in strengths
+        scores = labels(strengths)
+        start = int(rng.integers(5, frames // 2))
+        absent = modalities[rng.integers(len(modalities))]
+        plans.append(
+            Plan(
+                clip=f"demo{index:04d}",
+                source=f"identity{identity:03d}",
+                split=splits[identity],
+                identity_seed=seed * 100_000 + identity,
+                seed=seed * 100_000 + index,
+                arousal=float(rng.uniform(0.05, 0.3) + (0 if calm else 0.65)),
+                strengths=strengths,
+                covered=(start, start + int(rng.integers(15, 36)))
+                if index in hidden
+                else None,
+                labels={
+                    name: scores[name]
+                    for at, name in enumerate(names)
+                    if index * len(names) + at not in unrated
+                },
+                absent=(absent,) if index in gone else (),
+            )
+        )
+    return tuple(plans)
+
+
+def _identity_splits(clips: int) -> tuple[str, ...]:
+    """Returns the split of each identity: about 65, 15 and 20 % of them."""
+    count = min(clips, max(12, round(clips / _CLIPS_PER_IDENTITY)))
+    least = 3 if count >= 9 else 1
+    validation = max(least, round(0.15 * count))
+    test = max(least, round(0.2 * count))
+    train = count - validation - test
+    return ("train",) * train + ("validation",) * validation + ("test",) * test
+
+
+def _draw_strengths(rng: np.random.Generator) -> dict[str, float]:
+    """Draws up to three flaws; an offset is a whole number of frames."""
+    count = rng.choice(len(_FLAW_COUNTS), p=_FLAW_COUNTS)
+    chosen = rng.choice(list(PENALTIES), count, replace=False)
+    strengths = {str(flaw): float(rng.uniform(0.15, 1.0)) for flaw in sorted(chosen)}
+    if "offset" in strengths:
+        whole = round(strengths["offset"] * flaws.MAX_OFFSET)
+        strengths["offset"] = whole / flaws.MAX_OFFSET
+    return strengths

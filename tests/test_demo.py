@@ -1,0 +1,114 @@
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+from scipy import signal
+
+from extract import decode, demo, demo_plan, sound
+from tqa_jax import records, schema
+
+
+def test_a_written_clip_keeps_its_pictures_and_its_sound_in_step(tmp_path):
+    item = dataclasses.replace(
+        demo_plan.plan(24)[0], strengths={"offset": 0.5}, covered=None
+    )
+    frames, audio = demo.make_clip(item)
+    file = tmp_path / "clip.mp4"
+    demo.write_video(file, frames, audio)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    with av.open(str(file)) as container:
+        assert container.streams.video[0].average_rate == 25
+        assert container.streams.audio[0].rate == 16_000
+    media = decode.Media()
+    decoded = np.stack(list(decode.frames(file, media)))
+    assert decoded.shape == frames.shape == (80, 256, 256, 3)
+    assert np.abs(decoded.astype(float) - frames).mean() < 4
+    samples, present = sound.track(media.chunks, media.rows)
+    assert present.all()
+    lags = signal.correlation_lags(len(samples), len(audio))
+    lag = lags[np.argmax(signal.correlate(samples, audio))]
+    assert abs(lag) <= 16  # samples, 1 ms
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's process table")
+def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(tmp_path):
+    command = [sys.executable, "-m", "extract.demo", "--clips=8", "--num_workers=2"]
+    process = subprocess.Popen([*command, f"--out={tmp_path}"])
+    while not (done := list(tmp_path.glob("*.work/*.mp4"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = _children(process.pid)
+    process.kill()
+    process.wait()
+    stamps = {file.name: file.stat().st_mtime_ns for file in done}
+    assert not list(tmp_path.glob("*/dataset.json"))
+    end = time.monotonic() + 20
+    while any(map(_alive, children)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert children and not any(map(_alive, children))
+    work = done[0].parent
+    demo._render_all(demo_plan.plan(8), work, 2)
+    assert len(list(work.glob("*.mp4"))) == 8
+    for name, stamp in stamps.items():
+        assert (work / name).stat().st_mtime_ns == stamp
+
+
+def _children(parent):
+    """Returns the ids of a process's children, by Linux's process table."""
+    found = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(child) for child in found.split()]
+
+
+def _alive(process):
+    try:
+        status = pathlib.Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+def test_a_small_set_is_built_and_found_again(tmp_path):
+    path = demo.build(tmp_path, clips=8, num_workers=2)
+    info = schema.load(path)
+    assert info.provenance["kind"] == "degradation"
+    assert info.provenance["penalties"]["offset"]["lip_sync"] == 0.95
+    plans = {item.clip: item for item in demo_plan.plan(8)}
+    found = 0
+    for split in schema.SPLITS:
+        for clip in records.read_split(path, info, split):
+            item = plans[clip.clip]
+            found += 1
+            assert (item.split, item.source) == (split, clip.source)
+            expected = [item.labels.get(task.name, np.nan) for task in schema.TASKS]
+            np.testing.assert_allclose(clip.labels, expected, rtol=1e-6)
+            for name, mask in clip.frame_mask.items():
+                assert mask.shape == (80,)
+                if name in item.absent:
+                    assert not mask.any()
+                elif name == "visual" and item.covered is None:
+                    assert mask.mean() > 0.95
+    assert found == 8
+    assert any(item.absent for item in plans.values())
+    examples = path.with_name(path.name + "-examples")
+    assert list(examples.glob("*.mp4")) and (examples / "clips.csv").is_file()
+    assert not path.with_name(path.name + ".work").exists()
+
+    before = (path / "dataset.json").stat().st_mtime_ns
+    assert demo.build(tmp_path, clips=8, num_workers=2) == path
+    assert (path / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_a_command_line_that_cannot_work_is_one_line_and_status_2(tmp_path, capsys):
+    assert demo.main(["--clips=2", f"--out={tmp_path}"]) == 2
+    assert demo.main(["--num_workers=0", f"--out={tmp_path}"]) == 2
+    (tmp_path / "file").touch()
+    assert demo.main([f"--out={tmp_path}/file"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
