@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.path = ""  # Folder of a data set; empty for the demo set.
     data.demo_clips = 240  # Size of the demo set.
     data.max_frames = 150  # Longest window, at 25 frames a second; 6 s.
-    data.memory_gb = 4.0  # A split that takes more is streamed from its shards.
+    data.memory_gb = 4.0  # A split that takes more is streamed; loading peaks at 3x.
 
     config.preprocess = preprocess = ml_collections.ConfigDict()
     preprocess.pca = ml_collections.ConfigDict(

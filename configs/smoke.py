@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.fusion_heads = 2
     config.model.fusion_ffn = 32
     config.model.head_hidden = (16,)
-    config.train.epochs = 2
+    config.train.epochs = 3
+    config.optim.warmup_steps = 1
     config.train.batch_size = 8
     return config

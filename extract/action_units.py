@@ -4,9 +4,10 @@ The one thing to know: `blendshapes` maps the landmarker's 52 activations to the
 units by the table below, `openface` reads intensities that OpenFace wrote. Both have
 the same names and scale, not the same calibration: a data set holds one of them.
 
-The table follows M. Ozel, "ARKit to FACS Cheat Sheet"
-(https://melindaozel.com/arkit-to-facs-cheat-sheet): MediaPipe's blendshapes are named
-as ARKit's. Left and right are averaged and the activation in 0..1 is multiplied by 5.
+MediaPipe's blendshapes are named as ARKit's. The table pairs each with the unit whose
+FACS definition (Ekman, Friesen, Hager 2002) describes the same movement; see also
+M. Ozel, "ARKit to FACS Cheat Sheet". Left and right are averaged and the activation in
+0..1 is multiplied by 5.
 Two units have no shape of their own: AU23 (lip tightener) takes `mouthPress` (AU24,
 its neighbour), AU25 (lips part) the largest of lips and jaw apart less closure.
 MediaPipe's `cheekSquint` and `noseSneer` hardly ever leave 0, so AU06 and AU09 carry

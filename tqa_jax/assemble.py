@@ -41,6 +41,7 @@ def build(
     Raises:
         InputError: for a setting that does not exist or does not fit the data.
     """
+    _check_numbers(config, config.train.epochs * steps_per_epoch)
     tasks = data.info.schema.tasks
     names = data.info.schema.task_names
     options = {
@@ -122,6 +123,39 @@ def build(
         )(jnp.uint32(seed))
 
     return Parts(model, step, init)
+
+
+def _check_numbers(config: ml_collections.ConfigDict, total_steps: int) -> None:
+    for key, least in (
+        ("data.max_frames", 1),
+        ("optim.plateau_patience", 1),
+        ("train.epochs", 1),
+        ("train.batch_size", 1),
+        ("train.accumulation", 1),
+        ("train.patience", 1),
+        ("train.checkpoint_every", 1),
+        ("train.log_every", 1),
+        ("train.max_skipped", 1),
+        ("evaluate.resamples", 0),
+        ("optim.warmup_steps", 0),
+        ("consistency.weight", 0),
+        ("optim.weight_decay", 0),
+    ):
+        section, name = key.split(".")
+        if config[section][name] < least:
+            raise schema.InputError(
+                f"{key} is {config[section][name]}; expected at least {least}"
+            )
+    for name in ("learning_rate", "clip_norm"):
+        if config.optim[name] <= 0:
+            raise schema.InputError(
+                f"optim.{name} is {config.optim[name]}; expected more than 0"
+            )
+    if config.optim.warmup_steps >= total_steps:
+        raise schema.InputError(
+            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of the "
+            f"run's {total_steps} steps; lower it or raise train.epochs"
+        )
 
 
 def _check_tasks(key: str, given: Iterable[str], names: Sequence[str]) -> None:

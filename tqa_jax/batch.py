@@ -38,14 +38,7 @@ def take(batch: Batch, rows: Int[Array, " B"]) -> Batch:
     filled = rows >= 0
 
     def pick(array: jax.Array) -> jax.Array:
-        return array[jnp.maximum(rows, 0)]
+        keep = filled.reshape(-1, *[1] * (array.ndim - 1))
+        return jnp.where(keep, array[jnp.maximum(rows, 0)], jnp.zeros((), array.dtype))
 
-    return Batch(
-        features=jax.tree.map(pick, batch.features),
-        frame_mask={
-            name: pick(mask) & filled[:, None]
-            for name, mask in batch.frame_mask.items()
-        },
-        labels=pick(batch.labels),
-        label_mask=pick(batch.label_mask) & filled[:, None],
-    )
+    return jax.tree.map(pick, batch)

@@ -75,19 +75,19 @@ class Checkpoints:
             )
         except (ValueError, KeyError) as error:
             raise schema.InputError(
-                f"{self._manager.directory} holds a checkpoint of another model: "
-                f"{str(error).splitlines()[0]}; choose another --workdir"
+                f"the checkpoint of step {step} in {self._manager.directory} is "
+                "damaged or of another model; choose another --workdir"
             ) from error
         for (path, leaf), wanted in zip(
             jax.tree_util.tree_leaves_with_path(found),
             jax.tree.leaves(abstract),
             strict=True,
         ):
-            if leaf.shape != wanted.shape:
+            if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
                 raise schema.InputError(
                     f"{self._manager.directory} holds a checkpoint of another model: "
-                    f"{jax.tree_util.keystr(path)} is {leaf.shape}, expected "
-                    f"{wanted.shape}; choose another --workdir"
+                    f"{jax.tree_util.keystr(path)} is {leaf.dtype}{leaf.shape}, "
+                    f"expected {wanted.dtype}{wanted.shape}; choose another --workdir"
                 )
         return found
 

@@ -52,13 +52,17 @@ def validate(
     scores: Float[np.ndarray, "clips K"],
     labels: Float[np.ndarray, "clips K"],
     tasks: Sequence[schema.Task],
+    *,
+    l1_weight: float = 0.1,
 ) -> dict[str, dict[str, float | None]]:
     """Computes the figures of one validation.
 
     Returns:
         `loss`, `srcc`, `plcc` and `ccc` by task, None where undefined.
     """
-    sums, counts = losses.task_loss_sums(scores, labels, np.isfinite(labels))
+    sums, counts = losses.task_loss_sums(
+        scores, labels, np.isfinite(labels), l1_weight=l1_weight
+    )
     means = np.asarray(losses.mean(sums, counts)).tolist()
     found: dict[str, dict[str, float | None]] = {
         "loss": {
@@ -98,15 +102,18 @@ def selection(
         name: None if value is None else sign * value
         for name, value in figures[metric].items()
     }
-    defined = {
-        name: weights.get(name, 0.0) if weights else 1.0
+    # Constant predictions have a CCC but no correlation. They are no better than
+    # chance; left out, they would make an epoch in which a task collapsed look good.
+    counted = {
+        name: 0.0 if value is None else value
         for name, value in values.items()
-        if value is not None
+        if value is not None or figures["ccc"][name] is not None
     }
-    total = sum(defined.values())
+    shares = {name: weights.get(name, 0.0) if weights else 1.0 for name in counted}
+    total = sum(shares.values())
     mean = None
     if total > 0:
-        mean = sum(weight * values[name] for name, weight in defined.items()) / total
+        mean = sum(shares[name] * value for name, value in counted.items()) / total
     return [mean, *values.values()]
 
 

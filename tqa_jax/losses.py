@@ -35,6 +35,11 @@ def task_loss_sums(
         >>> [round(float(s), 3) for s in sums], [int(c) for c in counts]
         ([1.1, 0.0], [1, 0])
     """
+    if not scores.shape == labels.shape == present.shape:
+        raise ValueError(
+            f"scores {scores.shape}, labels {labels.shape} and present "
+            f"{present.shape} must have one shape"
+        )
     # Masked before squaring: a huge or NaN error times zero would still be NaN.
     error = jnp.where(present, scores - labels, 0).astype(jnp.float32)
     loss = jnp.square(error) + l1_weight * jnp.abs(error)

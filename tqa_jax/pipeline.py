@@ -130,11 +130,11 @@ def load_windows(
         clips: the clips in stored order.
         transforms: fitted preprocessing of the modalities to keep.
         max_frames: length of a window.
-        frames: length of the time axis, at least that of the longest window.
+        frames: length of the time axis, that of the longest window.
     """
     return stack(
         [
-            cut(clip, start, min(frames, max_frames), transforms)
+            cut(clip, start, frames, transforms)
             for clip in clips
             for start in window_starts(clip.frames, max_frames)
         ]
@@ -204,14 +204,9 @@ class Stream:
     def rows(self, rows: Int[np.ndarray, " B"]) -> batch.Batch:
         """Reads the windows of one batch; -1 gives an empty row."""
         windows = [self._window(max(row, 0)) for row in rows.tolist()]
-        found = stack(windows)
-        filled = rows >= 0
-        return found.replace(
-            frame_mask={
-                name: mask & filled[:, None] for name, mask in found.frame_mask.items()
-            },
-            label_mask=found.label_mask & filled[:, None],
-        )
+        for place in np.flatnonzero(rows < 0):
+            windows[place] = jax.tree.map(np.zeros_like, windows[place])
+        return stack(windows)
 
     def batches(
         self, order: Int[np.ndarray, "S B"], *, ahead: int = 2

@@ -134,7 +134,13 @@ def open_dataset(
 
         transforms = preprocess.fit(rows, widths, pca=pca, winsorise=winsorise)
         preprocess.save(fitted, transforms)
-    return Dataset(path, info, names, preprocess.load(fitted), max_frames, memory_bytes)
+    transforms = preprocess.load(fitted)
+    if list(transforms) != list(names):
+        raise schema.InputError(
+            f"{fitted} holds the fit of {', '.join(transforms)}, not of "
+            f"{', '.join(names)}; delete it or choose another --workdir"
+        )
+    return Dataset(path, info, names, transforms, max_frames, memory_bytes)
 
 
 def label_statistics(

@@ -47,7 +47,9 @@ def correlation(
 ) -> Float[Array, "K K"]:
     """Pearson correlation between tasks over the clips of the batch."""
     centred, count = _centred(scores, there)
-    covariance = centred.T @ centred / (count - 1 + _EPSILON)
+    # Accelerators would multiply float32 matrices in fewer bits.
+    products = jnp.matmul(centred.T, centred, precision="highest")
+    covariance = products / (count - 1 + _EPSILON)
     deviation = jnp.sqrt(jnp.diag(covariance) + _EPSILON)
     return covariance / (jnp.outer(deviation, deviation) + _EPSILON)
 
@@ -82,7 +84,7 @@ def corr_target(target: Float[Array, "K K"]) -> Consistency:
     def consistency(scores, there):
         lower = jnp.tril_indices(scores.shape[-1], -1)
         error = (correlation(scores, there) - target)[lower]
-        known = jnp.isfinite(error)
+        known = jnp.isfinite(target)[lower]
         total = jnp.square(jnp.where(known, error, 0)).sum()
         return _enough(total / jnp.maximum(known.sum(), 1), there)
 

@@ -35,7 +35,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def claim(
     folder: pathlib.Path, config: Mapping[str, Any], data_path: pathlib.Path
-) -> None:
+) -> bool:
     """Makes the folder, or checks that it belongs to this run.
 
     Args:
@@ -49,6 +49,11 @@ def claim(
     Raises:
         InputError: when it holds a run with another configuration or other data.
     """
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise schema.InputError(
+                f"config.{key} is {value}; expected a finite number"
+            )
     described = schema.load(data_path).schema.to_json()
     description = (data_path / "dataset.json").read_bytes()
     mine = json.loads(
@@ -65,7 +70,9 @@ def claim(
     )
     file = folder / "config.json"
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        # A claim that was killed leaves its own files only.
+        own = {"environment.json", "environment.json.part", "config.json.part"}
+        if folder.exists() and any(f.name not in own for f in folder.iterdir()):
             raise schema.InputError(
                 f"{folder} is not empty and holds no run; choose another --workdir"
             )
@@ -73,10 +80,15 @@ def claim(
         write_json(folder / "environment.json", environment())
         write_json(file, mine)
         return True
-    theirs = json.loads(file.read_text(encoding="utf-8"))
-    # A data set may move; what it holds may not change.
-    theirs["data"].pop("path")
-    mine["data"].pop("path")
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        # A data set may move; what it holds may not change.
+        for one in (theirs, mine):
+            del one["data"]["path"], one["config"]["data"]["path"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise schema.InputError(
+            f"{file} is not the configuration of a run; choose another --workdir"
+        ) from error
     for key, found, wanted in _differences(theirs, mine):
         raise schema.InputError(
             f"{folder} holds a run with {key} = {found}, not {wanted}; "
@@ -97,6 +109,15 @@ def _differences(one: Any, two: Any, key: str = "") -> Iterator[tuple[str, Any, 
             yield from _differences(a, b, f"{key}[{number}]")
     elif one != two:
         yield key, one, two
+
+
+def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            for key, leaf in _leaves(value):
+                yield f"{name}.{key}", leaf
+        else:
+            yield name, value
 
 
 def environment() -> dict[str, Any]:
@@ -122,10 +143,11 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Commit of the source tree, None outside of one."""
-    here = pathlib.Path(__file__).resolve().parent
+    here, name = os.path.split(pathlib.Path(__file__).resolve())
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            # Fails where this file is no part of the repository around it.
+            ["git", "rev-parse", "HEAD", f"HEAD:./{name}"],
             cwd=here,
             capture_output=True,
             text=True,
@@ -133,7 +155,7 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return found.stdout.split()[0]
 
 
 class MetricsLog:
@@ -163,18 +185,18 @@ class MetricsLog:
         Raises:
             InputError: when `tensorboard` is asked for and tensorboardX is missing.
         """
+        self._board = _board(folder, from_step) if tensorboard else None
         path = folder / "metrics.jsonl"
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 # A killed process may leave half a line, always after `from_step`.
-                if line.endswith("}") and json.loads(line)["step"] <= from_step:
-                    kept.append(line + "\n")
+                if line.endswith("\n") and json.loads(line)["step"] <= from_step:
+                    kept.append(line)
         part = path.with_name(path.name + ".part")
         part.write_text("".join(kept), encoding="utf-8")
         os.replace(part, path)
         self._file = path.open("a", encoding="utf-8")
-        self._board = _board(folder, from_step) if tensorboard else None
 
     def write(self, *, step: int, epoch: int, split: str, **values: Any) -> None:
         """Appends one line."""

@@ -178,6 +178,17 @@ class _Trainer:
             self._validation.clips.labels, self._tasks, train.select_weights
         ):
             return train.select_metric
+        labels = self._validation.clips.labels
+        selected = [
+            not train.select_weights or train.select_weights.get(task.name, 0) > 0
+            for task in self._tasks
+        ]
+        if not np.isfinite(labels[:, selected]).any():
+            raise schema.InputError(
+                "the validation split has no label of a selected task, so no epoch "
+                "could be the best; label some of its clips or change "
+                "train.select_weights"
+            )
         _logger.warning(
             "validation labels are too few for a correlation (fewer than 3 different "
             "ones in every selected task): the best epoch is chosen by validation loss"
@@ -283,7 +294,9 @@ class _Trainer:
     def _validate(self, epoch: int, clips_per_second: float) -> None:
         labels = self._validation.clips.labels
         scores = self._predict(self._validation, self._state.params)
-        figures = evaluate.validate(scores, labels, self._tasks)
+        figures = evaluate.validate(
+            scores, labels, self._tasks, l1_weight=self._config.loss.l1_weight
+        )
         values = evaluate.selection(
             figures,
             metric=self._metric,

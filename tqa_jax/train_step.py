@@ -98,7 +98,7 @@ def init(
         opt_state=optimizer.init(params),
         weighting=weights.init(),
         loss_scale=dynamic_scale.DynamicScale(
-            growth_interval=jnp.int32(2000),
+            growth_interval=2000,
             fin_steps=jnp.int32(0),
             scale=jnp.float32(65536.0),
         )

@@ -10,6 +10,7 @@ of a file in this folder returns them; a new file is available under its name at
 """
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -69,11 +70,12 @@ def make(name: str, *, tasks: Sequence[str], **options: Any) -> Weighting:
         raise schema.InputError(
             f"unknown weighting {name!r}; available: {', '.join(available())}"
         )
-    module = importlib.import_module(f"{__name__}.{name}")
+    factory = importlib.import_module(f"{__name__}.{name}").make
     try:
-        return module.make(tasks=tuple(tasks), **options)
+        inspect.signature(factory).bind(tasks=tasks, **options)
     except TypeError as error:
         raise schema.InputError(f"weighting.{name}: {error}") from error
+    return factory(tasks=tuple(tasks), **options)
 
 
 class Learned(NamedTuple):
@@ -81,6 +83,13 @@ class Learned(NamedTuple):
 
     values: Float[Array, " K"]
     optimizer: optax.OptState
+
+
+def start(
+    optimizer: optax.GradientTransformation, values: Float[Array, " K"]
+) -> Learned:
+    """Starts one optimiser for each number, so that an absent task's counters stop."""
+    return Learned(values, jax.vmap(optimizer.init)(values))
 
 
 def descend(
@@ -97,13 +106,11 @@ def descend(
         gradient: of the weighting's objective with respect to the numbers.
         signals: `active` and `rate` are used.
     """
-    steps, moments = optimizer.update(gradient, state.optimizer, state.values)
+    steps, moments = jax.vmap(optimizer.update)(gradient, state.optimizer, state.values)
     found = Learned(state.values + signals.rate * steps, moments)
-
-    def keep_inactive(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(signals.active, new, old) if new.ndim else new
-
-    return jax.tree.map(keep_inactive, found, state)
+    return jax.tree.map(
+        lambda new, old: jnp.where(signals.active, new, old), found, state
+    )
 
 
 def mean_over_active(

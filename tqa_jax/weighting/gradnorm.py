@@ -12,8 +12,8 @@ A task that learns slowly (r_i > 1) gets a larger gradient.
 We differ from the paper in three documented defaults. The step is taken on log w_i,
 which keeps weights positive (the paper's linear step can make them negative in long
 runs). It is scaled with the network's learning-rate schedule. L_i(0) is the mean over
-the first `initial_steps` steps in which the task has labels. The paper's form is
-`log_domain=False, initial_steps=1`.
+the first `initial_steps` steps in which the task has labels. With
+`log_domain=False, initial_steps=1` it is the paper's form up to floor and schedule.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from tqa_jax import weighting
+from tqa_jax import schema, weighting
 
 _TINY = 1e-8
 
@@ -55,13 +55,17 @@ def make(
         log_domain: descend on log w instead of w.
         initial_steps: labelled steps whose mean loss is L_i(0).
     """
+    if initial_steps < 1:
+        raise schema.InputError(
+            f"weighting.gradnorm.initial_steps is {initial_steps}; expected 1 or more"
+        )
     num_tasks = len(tasks)
     optimizer = optax.adam(learning_rate)
 
     def init() -> State:
         start = jnp.full(num_tasks, 0.0 if log_domain else 1.0, jnp.float32)
         return State(
-            weighting.Learned(start, optimizer.init(start)),
+            weighting.start(optimizer, start),
             jnp.zeros(num_tasks, jnp.float32),
             jnp.zeros(num_tasks, jnp.int32),
         )
@@ -90,7 +94,9 @@ def make(
         learned = weighting.descend(optimizer, state.learned, gradient, signals)
         stepped = jnp.exp(learned.values) if log_domain else learned.values
         after = weighting.renormalise(jnp.maximum(stepped, floor), before, active)
-        values = jnp.log(after) if log_domain else after
+        # Not through exp and log again, whose rounding would move absent tasks.
+        found = jnp.log(after) if log_domain else after
+        values = jnp.where(active, found, learned.values)
         return State(learned._replace(values=values), initial, seen)
 
     return weighting.Weighting(init, weights, update)

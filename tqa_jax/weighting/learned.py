@@ -7,12 +7,21 @@ weight still flows to the tasks that are already easiest.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from tqa_jax import weighting
+
+
+class State(NamedTuple):
+    """Learned numbers, and the weights; an absent task keeps its weight."""
+
+    learned: weighting.Learned
+    weights: Float[Array, " K"]
 
 
 def make(
@@ -33,26 +42,26 @@ def make(
     num_tasks = len(tasks)
     optimizer = optax.adam(learning_rate)
 
-    def init() -> weighting.Learned:
-        start = jnp.zeros(num_tasks, jnp.float32)
-        return weighting.Learned(start, optimizer.init(start))
-
-    def of(values):
+    def scaled(values, before, active):
         raw = jax.nn.sigmoid(values) + epsilon
-        return raw * num_tasks / raw.sum() if normalise else raw
+        if normalise:
+            return weighting.renormalise(raw, before, active)
+        return jnp.where(active, raw, before)
 
-    def update(state, signals):
-        losses = jnp.where(signals.active, signals.losses, 0)
+    def init() -> State:
+        learned = weighting.start(optimizer, jnp.zeros(num_tasks, jnp.float32))
+        ones = jnp.ones(num_tasks, jnp.float32)
+        return State(learned, scaled(learned.values, ones, ones > 0))
+
+    def update(state: State, signals: weighting.Signals) -> State:
+        active = signals.active
+        losses = jnp.where(active, signals.losses, 0)
 
         def objective(values):
-            if not normalise:
-                return (of(values) * losses).sum()
-            # Absent tasks keep their weight, so only the active ones compete.
-            raw = jax.nn.sigmoid(values) + epsilon
-            share = raw / jnp.where(signals.active, raw, 0).sum()
-            return signals.active.sum() * (share * losses).sum()
+            return (scaled(values, state.weights, active) * losses).sum()
 
-        gradient = jnp.where(signals.active.any(), jax.grad(objective)(state.values), 0)
-        return weighting.descend(optimizer, state, jnp.nan_to_num(gradient), signals)
+        gradient = jax.grad(objective)(state.learned.values)
+        learned = weighting.descend(optimizer, state.learned, gradient, signals)
+        return State(learned, scaled(learned.values, state.weights, active))
 
-    return weighting.Weighting(init, lambda state: of(state.values), update)
+    return weighting.Weighting(init, lambda state: state.weights, update)

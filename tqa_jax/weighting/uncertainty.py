@@ -28,8 +28,7 @@ def make(
     optimizer = optax.adam(learning_rate)
 
     def init() -> weighting.Learned:
-        start = jnp.zeros(len(tasks), jnp.float32)
-        return weighting.Learned(start, optimizer.init(start))
+        return weighting.start(optimizer, jnp.zeros(len(tasks), jnp.float32))
 
     def update(state, signals):
         gradient = 1 - jnp.exp(-state.values) * signals.losses

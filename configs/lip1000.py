@@ -1,0 +1,19 @@
+"""The mission's fixed weights, lip_sync 1000 and the others 1: kept for comparison.
+
+    python -m tqa_jax.main --config=configs/lip1000.py --workdir=/tmp/tqa_lip1000
+
+The factor answers a label that was constant in the older system's data; on labels that
+vary it drowns every other task.
+"""
+
+import ml_collections
+
+from configs import gradnorm
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration."""
+    config = gradnorm.get_config()
+    config.weighting.name = "fixed"
+    config.weighting.fixed.values = {"lip_sync": 1000.0}
+    return config

@@ -1,0 +1,17 @@
+"""One cache of compiled programs for the tests and the commands that they start."""
+
+import os
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compiles equal programs once a session."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["TQA_CACHE"] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)

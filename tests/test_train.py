@@ -1,0 +1,244 @@
+"""Whole runs: learning, resuming bit for bit, streaming, and what is refused."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests import small
+from tqa_jax import prepare, run_folder, schema, train
+
+STEPS = 6  # An epoch's: 36 clips in 51 windows, 8 a step.
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "small"
+    small.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train.run(small.config(), data_path=data, workdir=workdir)
+    return workdir
+
+
+def saved_arrays(workdir):
+    """All arrays of the latest checkpoint by name."""
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(
+            (workdir / "checkpoints" / str(max(steps)) / "default").absolute()
+        )
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same_run(one, other):
+    """Compares two run folders, bit for bit but for times."""
+    first, second = saved_arrays(one), saved_arrays(other)
+    assert first.keys() == second.keys() and len(first) > 100
+    for name, array in first.items():
+        assert array.tobytes() == second[name].tobytes(), name
+    for name in ("results.json", "predictions.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    logs = []
+    for folder in (one, other):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+        for line in logs[-1]:
+            line.pop("clips_per_second", None)
+    assert logs[0] == logs[1]
+
+
+def test_run_learns_and_leaves_documented_files(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert set(results["tasks"]) == {"lip_sync", "audio_quality", "overall"}
+    # Labels are linear in two features: even four epochs see that.
+    assert results["tasks"]["overall"]["srcc"]["value"] > 0.3
+    assert results["clips"] == {"train": 36, "validation": 12, "test": 12}
+    for name in ("config.json", "environment.json", "audit.json", "preprocess.npz"):
+        assert (whole / name).exists()
+    lines = [json.loads(s) for s in (whole / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, 4 * STEPS + 1))
+    assert {line["epoch"] for line in steps} == {1, 2, 3, 4}
+    for line in steps:
+        weights = [line[f"weight/{task}"] for task in results["tasks"]]
+        assert sum(weights) == pytest.approx(3, abs=1e-5)
+        assert all(line[f"grad_norm/{task}"] > 0 for task in results["tasks"])
+    found = [line for line in lines if line["split"] == "validation"]
+    assert [line["step"] for line in found] == [STEPS * e for e in (1, 2, 3, 4)]
+    best = max(range(4), key=lambda epoch: found[epoch]["selection"])
+    assert results["selected"]["epoch"] == best + 1
+    assert results["selected"]["value"] == pytest.approx(found[best]["selection"])
+
+
+def test_finished_run_is_shown_not_repeated(data, whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.iterdir()}
+    results = train.run(small.config(), data_path=data, workdir=whole)
+    assert results == json.loads((whole / "results.json").read_text())
+    assert before == {p: p.stat().st_mtime_ns for p in whole.iterdir()}
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 9, 16])
+def test_run_that_dies_at_any_step_resumes_bit_for_bit(
+    data, whole, tmp_path, monkeypatch, killed_at
+):
+    class Killed(BaseException):
+        pass
+
+    write = run_folder.MetricsLog.write
+
+    def dying(self, *, step, **line):
+        write(self, step=step, **line)
+        if step >= killed_at:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_folder.MetricsLog, "write", dying)
+        train.run(small.config(), data_path=data, workdir=tmp_path / "run")
+    train.run(small.config(), data_path=data, workdir=tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_sigterm_saves_and_the_same_command_continues(
+    data, whole, tmp_path, monkeypatch
+):
+    write = run_folder.MetricsLog.write
+
+    def terminating(self, *, step, **line):
+        write(self, step=step, **line)
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.MetricsLog, "write", terminating)
+        with pytest.raises(train.Stopped, match="SIGTERM after step 6; the same"):
+            train.run(small.config(), data_path=data, workdir=tmp_path / "run")
+    assert int(saved_arrays(tmp_path / "run")["['state']['step']"]) == 6
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train.run(small.config(), data_path=data, workdir=tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_streamed_run_gives_the_same_numbers(data, whole, tmp_path):
+    config = small.config(data__memory_gb=0.0)
+    train.run(config, data_path=data, workdir=tmp_path / "run")
+    first, second = saved_arrays(whole), saved_arrays(tmp_path / "run")
+    for name, array in first.items():
+        if "['key']['bias']" not in name:  # No score depends on it.
+            np.testing.assert_allclose(
+                array, second[name], rtol=1e-3, atol=1e-4, err_msg=name
+            )
+
+
+def test_memory_limit_decides_what_is_streamed(data, tmp_path):
+    for gigabytes, streamed in ((1.0, False), (1e-6, True)):
+        opened = prepare.open_dataset(
+            data,
+            modalities=(),
+            pca={},
+            winsorise=0.0,
+            max_frames=8,
+            memory_bytes=gigabytes * 2**30,
+            fitted=tmp_path / "fit.npz",
+        )
+        assert (opened.split("train").windows is None) == streamed
+
+
+def test_corrected_command_may_use_the_same_folder(data, tmp_path):
+    with pytest.raises(schema.InputError, match="unknown weighting 'grad_norm'"):
+        train.run(
+            small.config(weighting__name="grad_norm"),
+            data_path=data,
+            workdir=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__modalities": ("smell",)}, "names 'smell'; .* visual, audio, sync"),
+        ({"optim__schedule": "cosin"}, "unknown schedule 'cosin'; available: warm"),
+        ({"consistency__mode": "cor"}, "unknown consistency 'cor'"),
+        ({"train__accumulation": 3}, "accumulation 3 does not divide"),
+        ({"train__select_metric": "acc"}, "unknown train.select_metric 'acc'"),
+        ({"optim__clip_norm": 0.0}, "optim.clip_norm is 0.0; expected more than 0"),
+        ({"optim__warmup_steps": 24}, "leaves nothing of the run's 24 steps"),
+    ],
+)
+def test_impossible_setting_is_one_clear_line(data, tmp_path, change, message):
+    with pytest.raises(schema.InputError, match=message):
+        train.run(small.config(**change), data_path=data, workdir=tmp_path / "run")
+
+
+def test_other_data_in_the_same_folder_is_refused(whole, tmp_path):
+    small.write(tmp_path / "other", clips=45)
+    with pytest.raises(schema.InputError, match="holds a run with data.*choose anoth"):
+        train.run(small.config(), data_path=tmp_path / "other", workdir=whole)
+
+
+def test_loss_that_stays_non_finite_stops_with_the_task_named(data, tmp_path):
+    config = small.config(train__max_skipped=2, optim__learning_rate=1e30)
+    with pytest.raises(train.Stopped, match="was not finite for . steps in a row"):
+        train.run(config, data_path=data, workdir=tmp_path / "run")
+    assert saved_arrays(tmp_path / "run")["['state']['skipped']"] >= 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
+def test_low_precision_run_finishes_and_learns(data, tmp_path, dtype):
+    config = small.config(model__dtype=dtype, train__epochs=8)
+    results = train.run(config, data_path=data, workdir=tmp_path / "run")
+    assert results["average"]["srcc"]["value"] > 0.3
+
+
+@pytest.mark.slow
+def test_kill_9_at_several_points_gives_the_same_bytes(data, tmp_path):
+    command = [
+        *(sys.executable, "-m", "tqa_jax.main", "--config=configs/smoke.py"),
+        *(f"--config.data.path={data}", "--config.train.epochs=6"),
+        "--config.train.checkpoint_every=3",
+    ]
+
+    def start(workdir):
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}"],
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    done = start(tmp_path / "whole")
+    assert done.wait() == 0, done.stderr.read()
+    done.stderr.close()
+    total = 24
+    for number, lines in enumerate((1, 8, 17, total)):
+        workdir = tmp_path / f"killed{number}"
+        log = workdir / "metrics.jsonl"
+        process = start(workdir)
+        while process.poll() is None:
+            if log.exists() and len(log.read_text().splitlines()) >= lines:
+                process.kill()
+                process.wait()
+            time.sleep(0.005)
+        process.stderr.close()
+        again = start(workdir)
+        assert again.wait() == 0, again.stderr.read()
+        again.stderr.close()
+        assert_same_run(tmp_path / "whole", workdir)
