@@ -225,7 +225,7 @@ def test_remat_changes_no_gradient(preset, policy):
             return (model.apply(params, clips, jax.random.key(3)) ** 2).sum()
 
         jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
-        return jax.jit(jax.grad(loss))(params), jaxpr.count("checkpoint")
+        return jax.jit(jax.grad(loss))(params), jaxpr.count("remat")
 
     plain, without = gradient("")
     again, with_remat = gradient(policy)
