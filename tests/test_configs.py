@@ -60,20 +60,6 @@ def test_default_config_names_every_model_option():
     assert options == set(presets.PRESETS["synced"]) - {"embedder_hidden"}
 
 
-def test_a_step_of_the_main_config_changes_every_task(data):
-    _, config = load("gradnorm")
-    config.train.batch_size = 8
-    config.model.width = 8
-    split = data.split("train")
-    parts = assemble.build(config, data, labels=split.clips.labels, steps_per_epoch=9)
-    state, metrics = jax.jit(train_step.scan(parts.step))(
-        parts.init(0), split.windows, np.arange(32).reshape(4, 8)
-    )
-    assert np.isfinite(metrics["total"]).all()
-    assert (np.abs(np.diff(metrics["weight"], axis=0)) > 0).all()
-    assert int(state.step) == 4
-
-
 def test_values_can_be_overridden_as_flags_do():
     config = default.get_config()
     paths = config_flags.config_path

@@ -54,14 +54,19 @@ def make_batch(clips=3, frames=7, seed=0):
     )
 
 
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: f"{v[0]}-{len(v[1])}")
+def variant(request):
+    preset, options = request.param
+    model = make(preset, **options)
+    return model, model.init(jax.random.key(0))
+
+
 def change(found, name, values):
     return found.replace(features={**found.features, name: values})
 
 
-@pytest.mark.parametrize(("preset", "options"), VARIANTS)
-def test_padding_and_masked_values_change_nothing(preset, options):
-    model = make(preset, **options)
-    params = model.init(jax.random.key(0))
+def test_padding_and_masked_values_change_nothing(variant):
+    model, params = variant
     apply = model.apply
     clips = make_batch()
     want = apply(params, clips)
@@ -79,10 +84,8 @@ def test_padding_and_masked_values_change_nothing(preset, options):
     np.testing.assert_allclose(apply(params, garbage), want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("preset", "options"), VARIANTS)
-def test_scores_of_a_clip_do_not_depend_on_the_others(preset, options):
-    model = make(preset, **options)
-    params = model.init(jax.random.key(0))
+def test_scores_of_a_clip_do_not_depend_on_the_others(variant):
+    model, params = variant
     clips = make_batch()
     alone = jax.tree.map(lambda x: x[1:2], clips)
     np.testing.assert_allclose(
@@ -90,10 +93,8 @@ def test_scores_of_a_clip_do_not_depend_on_the_others(preset, options):
     )
 
 
-@pytest.mark.parametrize(("preset", "options"), VARIANTS)
-def test_the_three_parts_make_the_whole_and_last_shared_is_shared(preset, options):
-    model = make(preset, **options)
-    params = model.init(jax.random.key(0))
+def test_the_three_parts_make_the_whole_and_last_shared_is_shared(variant):
+    model, params = variant
     clips = make_batch()
     joined = model.trunk(params, clips)
     shared = model.join(params, joined)
@@ -208,9 +209,11 @@ def test_rng_turns_dropout_and_modality_dropout_on():
 @pytest.mark.parametrize(
     ("preset", "policy"),
     [
-        ("synced", "nothing_saveable"),
         ("optimized_mtl", "dots_saveable"),
-        ("advanced", "dots_with_no_batch_dims_saveable"),
+        pytest.param("synced", "nothing_saveable", marks=pytest.mark.slow),
+        pytest.param(
+            "advanced", "dots_with_no_batch_dims_saveable", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_remat_changes_no_gradient(preset, policy):

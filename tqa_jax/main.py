@@ -29,12 +29,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the job; exits with 2 for bad input and 1 if training stopped."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    # Our own lines only; absl would also show each step of Orbax.
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    logger = logging.getLogger("tqa_jax")
-    logger.addHandler(logging.StreamHandler())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    _show_progress()
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "jax"))
     try:
@@ -48,6 +43,17 @@ def main(argv: Sequence[str]) -> None:
     print(intervals.table(results))
     for name in ("results.json", "predictions.csv", "metrics.jsonl", "checkpoints"):
         print(workdir / name)
+
+
+def _show_progress() -> None:
+    """Sends our own log lines to stderr; absl would also show each step of Orbax."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    handler = logging.StreamHandler()
+    for name in ("tqa_jax", "extract"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def _demo(clips: int) -> pathlib.Path:
