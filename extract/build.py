@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from extract import clip as clips
-from extract import pool
+from extract import landmarks, pool
 from tqa_jax import records, schema
 
 
@@ -120,27 +120,29 @@ def build(
     """
     options = options or clips.Options()
     out = pathlib.Path(out).absolute()
-    clips.check(options)
+    model = clips.check(options)
     of = schema.Schema(modalities=clips.modalities(options), tasks=tuple(tasks))
     _check_items(items, of, name, dtype)
+    if options.openface:
+        _check_tables(items, options.openface)
     keys = [pool.fingerprint(item.path, options) for item in items]
     request = _request(items, keys, of, name, dtype)
     if out.exists() and not _is_empty(out):
         return _finished(out, request)
+    landmarks.check_library(model)
     partial = out.with_name(out.name + ".partial")
     with _writing(out):
         partial.mkdir(parents=True, exist_ok=True)
         if out.exists():
             out.rmdir()
-    work = {key: item.path for key, item in zip(keys, items, strict=True)}
+    pairs = list(zip(keys, items, strict=True))
     done = pool.measure(
-        work,
+        {key: item.path for key, item in pairs},
         partial,
         options,
         num_workers=num_workers or os.cpu_count() or 1,
         timeout_seconds=timeout_seconds or 60 + 5 * options.max_seconds,
     )
-    pairs = list(zip(keys, items, strict=True))
     rejected = tuple(
         (item.clip, done.rejected[key]) for key, item in pairs if key in done.rejected
     )
@@ -222,6 +224,24 @@ def _check_items(
     schema.check_splits({split: tuple(names) for split, names in sources.items()})
     if not any(item.split == "train" for item in items):
         raise schema.InputError("no clip is in the train split; expected at least one")
+
+
+def _check_tables(items: Sequence[Item], folder: str) -> None:
+    """Refuses clips that would share an OpenFace table, and a folder with none."""
+    stems = collections.defaultdict(list)
+    for item in items:
+        stems[item.path.stem].append(item.clip)
+    for stem, names in stems.items():
+        if len(names) > 1:
+            raise schema.InputError(
+                f"clips {names[0]!r} and {names[1]!r} would both take the OpenFace "
+                f"table {stem}.csv; give their files different names"
+            )
+    if not any((pathlib.Path(folder) / f"{stem}.csv").is_file() for stem in stems):
+        raise schema.InputError(
+            f"{folder} has no OpenFace table of any clip; expected <clip>.csv, for "
+            f"example {min(stems)}.csv"
+        )
 
 
 def _check_usable(

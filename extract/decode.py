@@ -27,6 +27,7 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,mpegvideo,h264,hevc,avi,flv,"
     "asf,ogg,mxf,nut,dv,swf,rm,gif,wav,mp3,flac,aac"
 )
+_MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192, beyond what cameras give
 _MAX_BAD_PACKETS = 0.05
 _MAX_MISSING = 0.05  # of the length that the header promises
 
@@ -43,7 +44,7 @@ class Media:
         notes: what was done to the clip, one line each, for people.
         rows: rows given so far, 25 a second.
         start_seconds: time stamp of the first frame.
-        frame_seconds: time of each frame of the file after the first, in seconds.
+        frame_seconds: time of each frame of the file, in seconds after the first.
         chunks: pieces of sound, each with its first sample on the clip's time axis.
     """
 
@@ -78,7 +79,7 @@ def frames(
     try:
         container = av.open(
             str(path),
-            options={"format_whitelist": _FORMATS, "max_alloc": str(1 << 30)},
+            options={"format_whitelist": _FORMATS},
             metadata_errors="ignore",
         )
     except (av.error.FFmpegError, ValueError) as error:
@@ -122,8 +123,14 @@ def _streams(container):
             f"pictures of {video.width}x{video.height} pixels are smaller than "
             f"{MIN_SIDE}x{MIN_SIDE}"
         )
+    if video.width * video.height > _MAX_PIXELS:
+        raise ClipError(
+            f"pictures of {video.width}x{video.height} pixels are larger than "
+            f"{_MAX_PIXELS >> 20} million pixels"
+        )
     # Clips are decoded side by side in processes: threads inside one only add memory.
     video.codec_context.thread_count = 1
+    video.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # if it grows later
     return video, audio
 
 

@@ -38,6 +38,8 @@ from extract import demo_plan, flaws, pool, portrait, render, speech
 from tqa_jax import cache as caches
 from tqa_jax import schema
 
+_logger = logging.getLogger(__name__)
+
 EXAMPLES = 4
 
 
@@ -157,7 +159,7 @@ def build(
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits and finds the set
         work = path.with_name(path.name + ".work")
         if not (path / "dataset.json").is_file():
-            logging.info("building the demo data set of %d clips in %s", clips, path)
+            _logger.info("building the demo data set of %d clips in %s", clips, path)
             work.mkdir(exist_ok=True)
             _render_all(plans, work, workers)
             _keep_examples(plans, work, path.with_name(path.name + "-examples"))
@@ -170,7 +172,7 @@ def build(
                 options=options,
                 num_workers=workers,
             )
-            logging.info("%s", summary.line())
+            _logger.info("%s", summary.line())
         if work.exists():
             shutil.rmtree(work)
     return path
@@ -265,7 +267,7 @@ def _shown(
         if now - last >= 10 or done == total:
             rate = done / (now - start)
             left = (total - done) / rate
-            logging.info(
+            _logger.info(
                 "rendering: %d/%d, %.1f clips/s, %.0f s left", done, total, rate, left
             )
             last = now

@@ -174,7 +174,7 @@ def freeze(frames: Frames, strength: float, seed: int) -> Frames:
     if frozen == 0:
         return frames
     rng = np.random.default_rng([seed, 14])
-    parts = min(int(rng.integers(1, 4)), frozen)
+    parts = min(int(rng.integers(1, 4)), frozen, count - frozen)
     # Stretches of equal length at random places: draw the moving frames between them.
     lengths = np.full(parts, frozen // parts)
     lengths[: frozen % parts] += 1

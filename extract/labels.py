@@ -193,8 +193,9 @@ class _Files:
             problem(
                 f"clip {text!r} is not in {self._folder}"
                 if not found
-                else f"clip {text!r} may be {found[0].name} or {found[1]}; "
-                "give its path with extension"
+                else f"clip {text!r} may be "
+                + " or ".join(str(file.relative_to(self._folder)) for file in found)
+                + "; give its path with extension"
             )
             return None, text
         inside = found[0].relative_to(self._folder)

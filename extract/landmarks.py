@@ -28,8 +28,7 @@ from jaxtyping import Float, UInt8
 from tqa_jax import schema
 
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
-NUM_POINTS = 478  # 468 of the face mesh, then 10 of the irises
-NUM_MESH = 468
+NUM_MESH = 468  # the points after these are the irises' ten
 MAX_FACES = 3
 ENVIRONMENT = "TQA_LANDMARKER"
 
@@ -93,6 +92,26 @@ def find_model(path: str | pathlib.Path | None = None) -> pathlib.Path:
         )
     _check(path, path.stat().st_mtime_ns)
     return path
+
+
+def check_library(model: pathlib.Path) -> None:
+    """Opens a tracker once, so that a job that cannot see stops before its work.
+
+    Args:
+        model: from `find_model`.
+
+    Raises:
+        schema.InputError: MediaPipe lacks one of its system libraries.
+    """
+    try:
+        with tracker(model):
+            pass
+    except OSError as error:
+        raise schema.InputError(
+            f"MediaPipe cannot be loaded: {error}; on Debian and Ubuntu, "
+            "`apt-get install libegl1 libgles2 libgl1 libglib2.0-0` installs what it "
+            "needs"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def finish(
     """Joins rows to the modality's array.
 
     A row without a row before it takes its temporal features from the next row that
-    has them; in a clip of one picture they are those of a still.
+    has them, or the last that has; in a clip of one picture they are those of a still.
 
     Args:
         rows: what `row` returned.

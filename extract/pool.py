@@ -5,6 +5,7 @@ options and the backends' versions, so a result is found again whatever the clip
 called, and never used for another clip.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import queue
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -29,6 +30,8 @@ import tqdm
 from extract import clip as clips
 from extract import decode
 from tqa_jax import schema
+
+_logger = logging.getLogger(__name__)
 
 _LOG_SECONDS = 10.0
 
@@ -51,11 +54,7 @@ class Progress:
 
 
 def fingerprint(path: pathlib.Path, options: clips.Options) -> str:
-    """Returns a digest of all that a clip's features depend on.
-
-    Raises:
-        schema.InputError: the file cannot be read.
-    """
+    """Returns a digest of all that a clip's features depend on."""
     parts: list[Any] = [_content(path), public(options)]
     parts.append([dataclasses.asdict(item) for item in clips.modalities(options)])
     if options.openface:
@@ -90,6 +89,17 @@ def load(folder: pathlib.Path, key: str) -> clips.ClipFeatures:
         )
 
 
+@contextlib.contextmanager
+def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path to write to; what is there at the end appears as `path`."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk gets its room back
+
+
 def save(folder: pathlib.Path, key: str, result: clips.ClipFeatures) -> None:
     """Writes a result; it appears complete or not at all."""
     about = {
@@ -99,10 +109,8 @@ def save(folder: pathlib.Path, key: str, result: clips.ClipFeatures) -> None:
     }
     arrays = {f"features/{name}": value for name, value in result.features.items()}
     arrays |= {f"frame_mask/{name}": v for name, v in result.frame_mask.items()}
-    part = folder / f"{key}.{os.getpid()}.part"
-    with part.open("wb") as file:
+    with atomic(folder / f"{key}.npz") as part, part.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
-    part.replace(folder / f"{key}.npz")
 
 
 def measure(
@@ -203,19 +211,21 @@ def _measure_one(
     path: pathlib.Path, options: clips.Options, folder: pathlib.Path, key: str
 ) -> tuple[str | None, float, Mapping[str, float]]:
     """Measures and saves one clip; returns a reason or None, its length, and times."""
+    result = reason = None
     try:
         result = clips.extract_clip(path, options)
     except (decode.ClipError, schema.InputError) as error:
-        # A property of the clip, so the next run need not try again.
-        part = folder / f"{key}.{os.getpid()}.part"
-        part.write_text(str(error), encoding="utf-8")
-        part.replace(folder / f"{key}.rejected")
-        return str(error), 0.0, {}
+        reason = str(error)
     try:
-        save(folder, key, result)
+        if result is not None:
+            save(folder, key, result)
+            return None, result.rows / schema.FPS, result.seconds
+        # A property of the clip, so the next run need not try again.
+        with atomic(folder / f"{key}.rejected") as part:
+            part.write_text(reason, encoding="utf-8")
+        return reason, 0.0, {}
     except OSError as error:  # a full disk ends the job instead of rejecting the rest
-        raise _CannotSaveError(error.strerror) from error
-    return None, result.rows / schema.FPS, result.seconds
+        raise _CannotSaveError(error.strerror or str(error)) from error
 
 
 def _start_worker() -> None:
@@ -245,7 +255,7 @@ class _Report:
             self._bar.update()
         elif now - self._last >= _LOG_SECONDS:
             self._last = now
-            logging.info("measured %d of %d clips, %s", self._done, self._total, text)
+            _logger.info("measured %d of %d clips, %s", self._done, self._total, text)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -253,9 +263,10 @@ class _Report:
 
 
 def _content(path: pathlib.Path) -> list[Any]:
+    """Returns size and SHA-256; of a file that cannot be read, its name and why."""
     try:
         with pathlib.Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return [size, hashlib.file_digest(file, "sha256").hexdigest()]
     except OSError as error:
-        raise schema.InputError(f"{path} cannot be read: {error.strerror}") from error
+        return [str(path), error.strerror]

@@ -9,6 +9,7 @@ be used and nothing was measured or made. The same command goes on after a stop.
 
 import argparse
 import logging
+import math
 import pathlib
 import re
 import sys
@@ -144,10 +145,13 @@ def _score_range(text: str) -> tuple[float, float]:
     parts = text.split(",")
     try:
         low, high = (float(part) for part in parts)
-    except ValueError as error:
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
         raise schema.InputError(
-            f"--score_range is {text!r}; expected two numbers, for example 1,5"
-        ) from error
+            f"--score_range is {text!r}; expected two numbers, the lowest score first, "
+            "for example 1,5"
+        )
     return low, high
 
 

@@ -13,7 +13,7 @@ loudness and with the size of loudness's rate.
 import numpy as np
 import scipy.ndimage
 import scipy.signal
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from extract import sound
 from tqa_jax import schema
@@ -129,7 +129,7 @@ def correlations(
     inner: Float[np.ndarray, " T"],
     outer: Float[np.ndarray, " T"],
     level: Float[np.ndarray, " T"],
-    starts: Float[np.ndarray, " T"],
+    starts: Int[np.ndarray, " T"],
     window: int,
 ) -> Float[np.ndarray, "T 31"]:
     """Averages the correlations of four pairs of signals in each row's window.

@@ -1,0 +1,1 @@
+"""Studies: results that were measured, with the commands that measure them again."""
