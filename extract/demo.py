@@ -11,6 +11,7 @@ again.
 
 import argparse
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import fcntl
@@ -24,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import process
 from fractions import Fraction
 
 import av
@@ -34,7 +36,7 @@ import tqdm
 import tqa_jax
 from extract import build as builder
 from extract import clip as extractor
-from extract import demo_plan, flaws, pool, portrait, render, speech
+from extract import demo_plan, flaws, landmarks, pool, portrait, render, speech
 from tqa_jax import cache as caches
 from tqa_jax import schema
 
@@ -91,8 +93,10 @@ def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> No
         frames: RGB, (T, H, W, 3) at 25 Hz, even width and height.
         audio: mono at 16 kHz, within -1..1.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with av.open(str(part), "w", format="mp4") as container:
+    with (
+        pool.atomic(path) as part,
+        av.open(str(part), "w", format="mp4") as container,
+    ):
         video = container.add_stream(
             "libx264",
             rate=flaws.FPS,
@@ -113,7 +117,6 @@ def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> No
         piece.time_base = Fraction(1, flaws.RATE)
         container.mux(sound.encode(piece))
         container.mux(sound.encode(None))
-    part.replace(path)
 
 
 def build(
@@ -139,7 +142,7 @@ def build(
             that cannot be written.
     """
     options = extractor.Options()
-    extractor.check(options)
+    model = extractor.check(options)
     plans = demo_plan.plan(clips, seed)
     # Another version of a backend or of the clips is another set, under another name.
     of = [dataclasses.asdict(item) for item in extractor.modalities(options)]
@@ -147,19 +150,11 @@ def build(
     asked = pool.digest([_provenance(clips, seed), drawn, of])
     path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"
     workers = num_workers or os.cpu_count() or 1
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(path.name + ".lock").open("w")
-    except OSError as error:
-        raise schema.InputError(
-            f"the demo data set cannot be kept in {cache}: {error}; choose another "
-            "folder by TQA_CACHE or --out"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits and finds the set
-        work = path.with_name(path.name + ".work")
+    work = path.with_name(path.name + ".work")
+    with _locked(path):
         if not (path / "dataset.json").is_file():
             _logger.info("building the demo data set of %d clips in %s", clips, path)
+            landmarks.check_library(model)
             work.mkdir(exist_ok=True)
             _render_all(plans, work, workers)
             _keep_examples(plans, work, path.with_name(path.name + "-examples"))
@@ -176,6 +171,21 @@ def build(
         if work.exists():
             shutil.rmtree(work)
     return path
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time build a set; says what the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(path.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, finds the set
+            yield
+    except OSError as error:
+        raise schema.InputError(
+            f"the demo data set cannot be kept in {path.parent}: {error}; the same "
+            "command goes on, or choose another folder by TQA_CACHE or --out"
+        ) from error
 
 
 def _item(item: demo_plan.Plan, work: pathlib.Path) -> builder.Item:
@@ -212,10 +222,12 @@ def _provenance(clips: int, seed: int) -> dict:
 def _render_all(
     plans: Sequence[demo_plan.Plan], work: pathlib.Path, num_workers: int
 ) -> None:
-    """Renders the clips that are not there yet, neighbours in identity together."""
+    """Renders the clips that are not there yet."""
     todo = [item for item in plans if not (work / f"{item.clip}.mp4").is_file()]
     if not todo:
         return
+    # One identity after the other: a worker keeps the few it has drawn last.
+    todo.sort(key=lambda item: item.identity_seed)
     executor = concurrent.futures.ProcessPoolExecutor(
         max_workers=min(num_workers, len(todo)),
         mp_context=multiprocessing.get_context("spawn"),
@@ -226,9 +238,11 @@ def _render_all(
         try:
             for job in _shown(concurrent.futures.as_completed(jobs), len(jobs)):
                 job.result()
-        except OSError as error:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise schema.InputError(f"{work} cannot be written: {error}") from error
+        except process.BrokenProcessPool as error:
+            raise schema.InputError(
+                "a process that renders demo clips died, perhaps for lack of memory; "
+                "the same command goes on"
+            ) from error
         except BaseException:
             workers.shutdown(wait=False, cancel_futures=True)
             raise

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 import scipy.signal
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from extract import sound
 from tqa_jax import schema
@@ -78,13 +78,15 @@ def features(
     mask = _centred(present.astype(np.float32), num_rows, _WINDOW).mean(axis=-1) >= 0.5
     power = spectrum(windows)
     mel = decibel(power @ mel_filters().T)
+    # Where the file has no sound there is no step to silence and back.
+    heard = _nearest(mask)
     delta = scipy.signal.savgol_filter(
-        np.pad(mel, ((2, 2), (0, 0)), mode="edge"), 5, 1, deriv=1, axis=0
+        np.pad(mel[heard], ((2, 2), (0, 0)), mode="edge"), 5, 1, deriv=1, axis=0
     )[2:-2]
     statistics = np.concatenate(
         [
             _levels(windows, samples),
-            _shape(power, windows),
+            _shape(power, windows, heard),
             _noise(samples, present, num_rows),
         ],
         axis=-1,
@@ -149,7 +151,7 @@ def _levels(windows: np.ndarray, samples: np.ndarray) -> np.ndarray:
     )
 
 
-def _shape(power: np.ndarray, windows: np.ndarray) -> np.ndarray:
+def _shape(power: np.ndarray, windows: np.ndarray, heard: np.ndarray) -> np.ndarray:
     """Measures the form of the spectrum; smoothly 0 as a row falls silent."""
     kilohertz = np.fft.rfftfreq(windows.shape[-1], 1 / sound.SAMPLE_RATE) / 1000
     total = power.sum(axis=-1)
@@ -164,7 +166,7 @@ def _shape(power: np.ndarray, windows: np.ndarray) -> np.ndarray:
     ]
     flatness = decibel(power).mean(axis=-1) - decibel(power.mean(axis=-1))
     high = decibel(power[:, kilohertz >= 4].sum(axis=-1)) - decibel(total)
-    spectrum_db = decibel(power)
+    spectrum_db = decibel(power[heard])
     flux = np.abs(np.diff(spectrum_db, axis=0, prepend=spectrum_db[:1])).mean(axis=-1)
     shape = np.stack([flatness, centroid, bandwidth, *rolloff, high], axis=-1) * loud
     return np.concatenate(
@@ -189,10 +191,9 @@ def _noise(samples: np.ndarray, present: np.ndarray, num_rows: int) -> np.ndarra
     """Measures the quiet and the loud 5 ms blocks of the second around each row."""
     count = len(samples) // _BLOCK
     loudness = decibel((samples[: count * _BLOCK].reshape(count, -1) ** 2).mean(-1))
-    known = np.flatnonzero(present[: count * _BLOCK].reshape(count, -1).all(axis=-1))
-    if len(known):  # where the file has no sound, the nearest that it has
-        middles = (known[1:] + known[:-1]) / 2
-        loudness = loudness[known[np.searchsorted(middles, np.arange(count))]]
+    loudness = loudness[
+        _nearest(present[: count * _BLOCK].reshape(count, -1).all(axis=-1))
+    ]
     second = sound.SAMPLE_RATE // _BLOCK
     size = min(second, count)
     rank = {"size": size, "mode": "nearest"}
@@ -203,6 +204,15 @@ def _noise(samples: np.ndarray, present: np.ndarray, num_rows: int) -> np.ndarra
     )
     at = np.minimum(np.arange(num_rows) * _HOP // _BLOCK, count - 1)
     return np.stack([floor, top - floor, silent], axis=-1)[at]
+
+
+def _nearest(known: Bool[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Returns the nearest place that is known; each place itself when none is."""
+    places = np.flatnonzero(known)
+    if not len(places):
+        return np.arange(len(known))
+    middles = (places[1:] + places[:-1]) / 2
+    return places[np.searchsorted(middles, np.arange(len(known)))]
 
 
 def _centred(samples: np.ndarray, num_rows: int, size: int) -> np.ndarray:

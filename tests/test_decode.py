@@ -230,6 +230,15 @@ def test_a_useless_clip_has_a_reason(tmp_path, make, reason):
     assert "\n" not in str(caught.value)
 
 
+def test_gigantic_pictures_are_refused_before_they_take_memory(tmp_path, monkeypatch):
+    path = media.simple(tmp_path / "a.mp4")
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 64 * 64)
+    assert len(_read(path)[0]) == 25
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 64 * 64 - 1)
+    with pytest.raises(decode.ClipError, match="64x64 pixels are larger than"):
+        _read(path)
+
+
 def test_a_length_that_the_header_hides_is_found_by_counting(tmp_path):
     # MPEG program streams of one burst state no length; matroska written to a pipe
     # likewise. Here the limit is just below what the header says.

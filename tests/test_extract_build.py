@@ -141,6 +141,8 @@ def test_clips_without_a_row_are_counted(command, capsys):
     [
         (["--dtype=float32"], "holds a data set made from other clips, labels or"),
         (["--score_range=5"], "--score_range is '5'; expected two numbers"),
+        (["--score_range=5,1"], "expected two numbers, the lowest score first"),
+        (["--score_range=1,inf"], "--score_range is '1,inf'; expected two numbers"),
         (["--score_range=2,5"], "lip_sync is 1.5; expected 2 to 5"),
         (["--visual=resnet101"], "unknown visual backend 'resnet101'; available: nss"),
         (["--num_workers=0"], "--num_workers is 0"),
@@ -203,6 +205,32 @@ def test_a_hanging_decoder_costs_one_clip(folder, tmp_path):
     )
     assert done.rejected == {"hang": "given up after 10 s"}
     assert done.measured == 1
+
+
+def test_a_file_that_cannot_be_read_costs_one_clip(folder, tmp_path):
+    items = _items(folder)
+    items.append(build.Item(folder / "gone.mp4", "gone", "s9", "train", {}))
+    items.append(build.Item(folder / "lost.mp4", "lost", "s8", "train", {}))
+    summary = _build(items, tmp_path / "set")
+    assert summary.rejected == (("gone", "no such file"), ("lost", "no such file"))
+    assert summary.measured == NUM_GOOD
+
+
+def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
+    with pytest.raises(OSError), pool.atomic(tmp_path / "a") as part:
+        part.write_text("half")
+        raise OSError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openface_tables_that_fit_no_clip_or_two_are_refused(folder, tmp_path):
+    options = clip.Options(action_units="openface", openface=str(tmp_path))
+    with pytest.raises(schema.InputError, match="no OpenFace table of any clip"):
+        _build(_items(folder), tmp_path / "set", options=options)
+    twin = build.Item(folder / "other" / "good0.mp4", "other/good0", "o", "train", {})
+    with pytest.raises(schema.InputError, match="'good0' and 'other/good0' would both"):
+        _build([*_items(folder), twin], tmp_path / "set", options=options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_usable_makes_nothing(folder, tmp_path):

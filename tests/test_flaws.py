@@ -150,6 +150,14 @@ def test_frozen_frames_do_not_differ_and_have_the_planned_share(frames, strength
     np.testing.assert_array_equal(held[1:][~still], frames[1:][~still])
 
 
+@pytest.mark.parametrize("count", range(1, 10))
+def test_short_clips_freeze_as_well(frames, count):
+    for seed in range(20):
+        held = flaws.freeze(frames[:count], 1.0, seed)
+        still = np.all(held[1:] == held[:-1], axis=(1, 2, 3))
+        assert still.sum() == round(flaws.MAX_FROZEN * (count - 1))
+
+
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_jitter_shows_the_planned_share_at_another_instant(frames, strength):
     numbered = np.arange(400, dtype=np.uint16)[:, None, None, None]

@@ -106,6 +106,17 @@ def test_a_missing_or_other_model_is_one_clear_line(tmp_path, monkeypatch):
     assert landmarks.find_model() == pathlib.Path(other)
 
 
+def test_a_missing_system_library_is_one_clear_line(monkeypatch):
+    landmarks.check_library(MODEL)
+
+    def tracker(model):
+        raise OSError("libEGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(landmarks, "tracker", tracker)
+    with pytest.raises(schema.InputError, match="libEGL.so.1.*apt-get install libegl1"):
+        landmarks.check_library(MODEL)
+
+
 def test_only_known_noise_is_dropped_from_stderr(capfd):
     import os
 

@@ -110,6 +110,23 @@ def test_any_sound_gives_finite_small_numbers(rows, level):
     assert mask.all()
 
 
+def test_missing_sound_is_no_step_to_silence():
+    samples = RNG.normal(0, 0.1, 64000).astype(np.float32)
+    present = np.ones(64000, bool)
+    present[16000:32000] = False
+    whole, _ = logmel.features(samples, np.ones(64000, bool), 100)
+    gapped, mask = logmel.features(samples * present, present, 100)
+    changes = [
+        index
+        for index, name in enumerate(logmel.FEATURES)
+        if name.endswith("_delta") or name == "flux_db"
+    ]
+    edges = mask & np.isin(np.arange(100), [24, 25, 50, 51, 52])
+    usual = np.abs(whole[:, changes]).max()
+    assert mask.sum() == 76 and edges.sum() == 5
+    assert np.abs(gapped[edges][:, changes]).max() < 2 * usual
+
+
 def test_missing_sound_is_masked_and_sets_no_noise_floor():
     samples = RNG.normal(0, 0.01, 32000).astype(np.float32)
     present = np.ones(32000, bool)

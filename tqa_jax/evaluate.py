@@ -117,17 +117,43 @@ def selection(
     return [mean, *values.values()]
 
 
-def selectable(
+def choose_metric(
+    metric: str,
     labels: Float[np.ndarray, "clips K"],
     tasks: Sequence[schema.Task],
     weights: Mapping[str, float],
-) -> bool:
-    """Says whether validation labels define a correlation for a selected task."""
-    return any(
-        np.unique(column[np.isfinite(column)]).size >= 3
+) -> str:
+    """Decides, before training, what selects the best epoch.
+
+    Args:
+        metric: the one asked for, of `SELECT_METRICS`.
+        labels: of the validation clips.
+        tasks: of the data set.
+        weights: see `selection`; tasks of weight 0 are not selected by.
+
+    Returns:
+        `metric`, or `loss` when no selected task has 3 different labels, which
+        leaves every correlation undefined.
+
+    Raises:
+        InputError: for an unknown metric, or without any label to select by.
+    """
+    if metric not in SELECT_METRICS:
+        raise schema.InputError(
+            f"unknown train.select_metric {metric!r}; "
+            f"available: {', '.join(SELECT_METRICS)}"
+        )
+    different = [
+        np.unique(column[np.isfinite(column)]).size
         for task, column in zip(tasks, labels.T, strict=True)
         if not weights or weights.get(task.name, 0) > 0
-    )
+    ]
+    if not any(different):
+        raise schema.InputError(
+            "the validation split has no label of a selected task, so no epoch could "
+            "be the best; label some of its clips or change train.select_weights"
+        )
+    return metric if max(different) >= 3 else "loss"
 
 
 def final(

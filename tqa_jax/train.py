@@ -5,6 +5,7 @@ sequence of segments, each one compiled program over many steps; between segment
 validates, logs and saves, and a resumed run goes through the same segments.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -36,6 +37,7 @@ from tqa_jax import (
 )
 
 _logger = logging.getLogger(__name__)
+_EXPLODING = 20.0  # times the median gradient norm
 
 
 class Stopped(RuntimeError):
@@ -123,7 +125,18 @@ class _Trainer:
         self._workdir = workdir
         self._tasks = data.info.schema.tasks
         self._steps_per_epoch = len(self._order(0))
-        self._metric = self._selection_metric()
+        self._metric = evaluate.choose_metric(
+            config.train.select_metric,
+            validation.clips.labels,
+            self._tasks,
+            config.train.select_weights,
+        )
+        if self._metric != config.train.select_metric:
+            _logger.warning(
+                "validation labels are too few for a correlation (fewer than 3 "
+                "different ones in every selected task): the best epoch is chosen by "
+                "validation loss"
+            )
         parts = assemble.build(
             config,
             data,
@@ -147,6 +160,7 @@ class _Trainer:
         self._best = jax.tree.map(jnp.array, start.best)
         self._best_epoch = int(start.best_epoch)
         self._saved_step = int(start.state.step)
+        self._norms: collections.deque[float] = collections.deque(maxlen=100)
         self._bar = tqdm.tqdm(
             total=config.train.epochs * self._steps_per_epoch,
             initial=self._saved_step,
@@ -165,35 +179,6 @@ class _Trainer:
             self._steps_per_epoch,
             self._metric,
         )
-
-    def _selection_metric(self) -> str:
-        """Metric that selects the best epoch, fixed before training starts."""
-        train = self._config.train
-        if train.select_metric not in evaluate.SELECT_METRICS:
-            raise schema.InputError(
-                f"unknown train.select_metric {train.select_metric!r}; "
-                f"available: {', '.join(evaluate.SELECT_METRICS)}"
-            )
-        if train.select_metric == "loss" or evaluate.selectable(
-            self._validation.clips.labels, self._tasks, train.select_weights
-        ):
-            return train.select_metric
-        labels = self._validation.clips.labels
-        selected = [
-            not train.select_weights or train.select_weights.get(task.name, 0) > 0
-            for task in self._tasks
-        ]
-        if not np.isfinite(labels[:, selected]).any():
-            raise schema.InputError(
-                "the validation split has no label of a selected task, so no epoch "
-                "could be the best; label some of its clips or change "
-                "train.select_weights"
-            )
-        _logger.warning(
-            "validation labels are too few for a correlation (fewer than 3 different "
-            "ones in every selected task): the best epoch is chosen by validation loss"
-        )
-        return "loss"
 
     def _order(self, epoch: int) -> np.ndarray:
         return pipeline.order(
@@ -283,9 +268,19 @@ class _Trainer:
             step = first + number
             if one["skipped"]:
                 _logger.warning("step %d skipped: not finite", step)
+            self._watch(step, float(one["grad_norm"]))
             if step % self._config.train.log_every == 0:
                 line = run_folder.step_line(one, names, factors)
                 self._log.write(step=step, epoch=epoch + 1, split="train", **line)
+
+    def _watch(self, step: int, norm: float) -> None:
+        """Warns of a gradient far larger than the latest ones."""
+        usual = float(np.median(self._norms)) if len(self._norms) >= 20 else np.inf
+        if norm > _EXPLODING * usual:
+            _logger.warning(
+                "step %d: gradient norm %.3g, %.3g is usual", step, norm, usual
+            )
+        self._norms.append(norm)
 
     def _predict(self, split: prepare.Split, params: Any) -> np.ndarray:
         order = pipeline.in_order(split.size, self._config.train.batch_size)
