@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.fusion_heads = 4
     config.model.fusion_ffn = 128
     config.model.head_hidden = (64, 32)
+    config.optim.learning_rate = 6e-3
     config.train.epochs = 60
     config.train.patience = 20
     return config

@@ -43,6 +43,7 @@ from tqa_jax import schema
 _logger = logging.getLogger(__name__)
 
 EXAMPLES = 4
+_MARGIN = 20  # frames of speech before and after the clip: more than `flaws.MAX_OFFSET`
 
 
 def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -53,16 +54,21 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
     """
     strength = {flaw: item.strengths.get(flaw, 0.0) for flaw in demo_plan.PENALTIES}
     voice = speech.draw_voice(item.identity_seed)
-    said = speech.synthesize(
-        voice, seconds=demo_plan.SECONDS, arousal=item.arousal, seed=item.seed
+    # A clip is cut out of longer speech: speech begins with a pause, and where that is
+    # would tell the offset to one who only listens.
+    frames = round(demo_plan.SECONDS * flaws.FPS)
+    seconds = (frames + 2 * _MARGIN) / flaws.FPS
+    said, other = (
+        speech.synthesize(voice, seconds=seconds, arousal=item.arousal, seed=seed)
+        for seed in (item.seed, item.seed + 50_000)
     )
-    other = speech.synthesize(
-        voice, seconds=demo_plan.SECONDS, arousal=item.arousal, seed=item.seed + 50_000
-    )
-    face = item.arousal * (1 - strength["affect"])
+    rows = slice(_MARGIN, _MARGIN + frames)
+    heard = slice(*(at * flaws.RATE // flaws.FPS for at in (rows.start, rows.stop)))
+    # Either way, so that the voice alone does not tell.
+    face = item.arousal + strength["affect"] * (1 - 2 * item.arousal)
     motion = render.draw_motion(
-        said.opening,
-        said.spread,
+        said.opening[rows],
+        said.spread[rows],
         arousal=face,
         damping=strength["damping"],
         seed=item.seed,
@@ -77,8 +83,8 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
     frames = flaws.freeze(frames, strength["freeze"], item.seed)
     frames = flaws.blur(frames, strength["blur"])
     frames = flaws.compression(frames, strength["compression"])
-    audio = flaws.swap(said.audio, other.audio, strength["swap"], item.seed)
-    audio = flaws.offset(audio, strength["offset"], item.seed)
+    audio = flaws.offset(said.audio, strength["offset"], item.seed)[heard]
+    audio = flaws.swap(audio, other.audio[heard], strength["swap"], item.seed)
     audio = flaws.clipping(audio, strength["clipping"])
     audio = flaws.noise(audio, strength["noise"], item.seed)
     audio = flaws.band_limit(audio, strength["band_limit"])

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except schema.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -232,8 +232,6 @@ def test_a_useless_clip_has_a_reason(tmp_path, make, reason):
 
 def test_gigantic_pictures_are_refused_before_they_take_memory(tmp_path, monkeypatch):
     path = media.simple(tmp_path / "a.mp4")
-    monkeypatch.setattr(decode, "_MAX_PIXELS", 64 * 64)
-    assert len(_read(path)[0]) == 25
     monkeypatch.setattr(decode, "_MAX_PIXELS", 64 * 64 - 1)
     with pytest.raises(decode.ClipError, match="64x64 pixels are larger than"):
         _read(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from extract import decode, demo, demo_plan, sound
+from extract import decode, demo, demo_plan, flaws, sound
 from tqa_jax import records, schema
 
 
@@ -33,6 +33,22 @@ def test_a_written_clip_keeps_its_pictures_and_its_sound_in_step(tmp_path):
     lags = signal.correlation_lags(len(samples), len(audio))
     lag = lags[np.argmax(signal.correlate(samples, audio))]
     assert abs(lag) <= 16  # samples, 1 ms
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_an_offset_brings_in_speech_from_beyond_the_clip(index):
+    plain = dataclasses.replace(demo_plan.plan(24)[index], strengths={}, covered=None)
+    late = dataclasses.replace(plain, strengths={"offset": 1.0})
+    still, moved = demo.make_clip(plain), demo.make_clip(late)
+    np.testing.assert_array_equal(still[0], moved[0])
+    shift = flaws.offset_frames(1.0, plain.seed) * flaws.RATE // flaws.FPS
+    kept = slice(max(shift, 0), len(moved[1]) + min(shift, 0))
+    rolled = np.roll(still[1], shift)
+    np.testing.assert_array_equal(moved[1][kept], rolled[kept])
+    new, old = (np.delete(sound, np.r_[kept]) for sound in (moved[1], rolled))
+    assert len(new) == abs(shift)
+    assert np.corrcoef(new, old)[0, 1] == pytest.approx(0, abs=0.3)
+    assert np.sqrt(np.mean(new**2)) > 10 ** (-45 / 20)  # speech, not the room
 
 
 @pytest.mark.slow

@@ -146,6 +146,18 @@ def test_streamed_run_gives_the_same_numbers(data, whole, tmp_path):
             )
 
 
+def test_nothing_that_is_trained_or_selected_depends_on_test_labels(whole, tmp_path):
+    small.write(tmp_path / "other", test_label=1.0)
+    workdir = tmp_path / "run"
+    results = train.run(small.config(), data_path=tmp_path / "other", workdir=workdir)
+    first, second = saved_arrays(whole), saved_arrays(workdir)
+    for name, array in first.items():
+        assert array.tobytes() == second[name].tobytes(), name
+    # And what cannot be evaluated is null with a reason.
+    found = results["tasks"]["overall"]["srcc"]
+    assert found["value"] is None and "constant" in found["reason"]
+
+
 def test_memory_limit_decides_what_is_streamed(data, tmp_path):
     for gigabytes, streamed in ((1.0, False), (1e-6, True)):
         opened = prepare.open_dataset(

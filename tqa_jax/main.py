@@ -40,6 +40,9 @@ def main(argv: Sequence[str]) -> None:
     except train.Stopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
     print(intervals.table(results))
     for name in ("results.json", "predictions.csv", "metrics.jsonl", "checkpoints"):
         print(workdir / name)
@@ -60,10 +63,15 @@ def _demo(clips: int) -> pathlib.Path:
     """Builds the demo data set, or finds it in the cache."""
     try:
         from extract import demo
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise schema.InputError(
             f"the demo data set needs the extract extra ({error}): "
             "pip install -e '.[extract]', or give --config.data.path"
+        ) from error
+    except ImportError as error:
+        raise schema.InputError(
+            f"a system library is missing ({error}): "
+            "apt-get install libegl1 libgles2 libgl1 libglib2.0-0"
         ) from error
     return demo.build(cache.folder(), clips=clips)
 
