@@ -3,7 +3,8 @@
     python -m tqa_jax.main --config=configs/lip1000.py --workdir=/tmp/tqa_lip1000
 
 The factor answers a label that was constant in the older system's data; on labels that
-vary it drowns every other task.
+vary it drowns other tasks: mean SRCC on the demo set 0.43 with seed 0, and -0.19 of
+`audio_quality`. One minute on two CPU cores.
 """
 
 import ml_collections
