@@ -2,7 +2,8 @@
 
     python -m tqa_jax.main --config=configs/default.py --workdir=/tmp/tqa
 
-A small `synced` network with GradNorm, sized for the demo data set on two CPU cores.
+The `synced` network at the size of its preset, width 256, with GradNorm. `gradnorm.py`
+is the small one for two CPU cores.
 """
 
 import ml_collections

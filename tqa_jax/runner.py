@@ -17,7 +17,7 @@ class Runner:
     """Runs segments of steps on the windows of a split.
 
     Attributes:
-        temp_bytes: working memory of the compiled segment, None when streamed.
+        temp_bytes: working memory of the largest compiled segment, None when streamed.
     """
 
     def __init__(self, step: train_step.Step, split: prepare.Split) -> None:
@@ -52,7 +52,8 @@ class Runner:
             if len(order) not in self._programs:
                 lowered = self._scan.lower(state, self._data, rows)
                 program = lowered.compile()
-                self.temp_bytes = program.memory_analysis().temp_size_in_bytes
+                needed = program.memory_analysis().temp_size_in_bytes
+                self.temp_bytes = max(needed, self.temp_bytes or 0)
                 self._programs[len(order)] = program
             state, metrics = self._programs[len(order)](state, self._data, rows)
             return state, jax.tree.map(np.asarray, metrics)
