@@ -107,7 +107,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.epochs = 30
     train.batch_size = 32
-    train.accumulation = 1  # Micro-batches; the results are those of the whole batch.
+    train.accumulation = (
+        1  # Micro-batches; as the whole batch, but for dropout's draws.
+    )
     train.patience = 10  # Epochs without a better validation before stopping.
     train.min_improvement = 0.0
     train.select_metric = "srcc"  # Of the best epoch: srcc, plcc, ccc, loss.

@@ -1,4 +1,4 @@
-"""The mission's fixed weights, lip_sync 1000 and the others 1: kept for comparison.
+"""Fixed weights of the older system, lip_sync 1000 and others 1: for comparison.
 
     python -m tqa_jax.main --config=configs/lip1000.py --workdir=/tmp/tqa_lip1000
 

@@ -1,9 +1,9 @@
-"""The mission's optimized size: width 512, 6 layers, 16 heads, FFN 2048.
+"""The optimized size: width 512, 6 layers, 16 heads, FFN 2048.
 
     python -m tqa_jax.main --config=configs/optimized.py --workdir=/tmp/tqa_optimized
 
-For a GPU or TPU with 16 GB. A batch of 64 in 8 micro-batches, whose results are those
-of the whole batch.
+For a GPU or TPU; not run to its end yet. A batch of 64 in 8 micro-batches, which
+equals the whole batch up to dropout's draws.
 """
 
 import ml_collections

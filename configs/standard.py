@@ -1,8 +1,8 @@
-"""The mission's standard size: width 256, 3 layers, 8 heads, FFN 1024.
+"""The standard size: width 256, 3 layers, 8 heads, FFN 1024.
 
     python -m tqa_jax.main --config=configs/standard.py --workdir=/tmp/tqa_standard
 
-For a GPU or TPU.
+For a GPU or TPU; not run to its end yet.
 """
 
 import ml_collections

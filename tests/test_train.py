@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import small
-from tqa_jax import prepare, run_folder, schema, train
+from tqa_jax import prepare, records, run_folder, schema, train
 
 STEPS = 6  # An epoch's: 36 clips in 51 windows, 8 a step.
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -192,6 +192,9 @@ def test_corrected_command_may_use_the_same_folder(data, tmp_path):
         ({"consistency__mode": "cor"}, "unknown consistency 'cor'"),
         ({"train__accumulation": 3}, "accumulation 3 does not divide"),
         ({"train__select_metric": "acc"}, "unknown train.select_metric 'acc'"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"model__depth": 0}, "model.depth is 0; expected at least 1"),
+        ({"model__dropout": 2.0}, "model.dropout is 2.0; expected 0 or more and less"),
         ({"optim__clip_norm": 0.0}, "optim.clip_norm is 0.0; expected more than 0"),
         ({"optim__warmup_steps": 24}, "leaves nothing of the run's 24 steps"),
     ],
@@ -205,6 +208,33 @@ def test_other_data_in_the_same_folder_is_refused(whole, tmp_path):
     small.write(tmp_path / "other", clips=45)
     with pytest.raises(schema.InputError, match="holds a run with data.*choose anoth"):
         train.run(small.config(), data_path=tmp_path / "other", workdir=whole)
+
+
+def test_too_few_tasks_for_consistency_switch_it_off_and_say_so(data, tmp_path, caplog):
+    config = small.config(consistency__exclude=("overall", "lip_sync"), train__epochs=1)
+    train.run(config, data_path=data, workdir=tmp_path / "run")
+    assert "no consistency: it compares two tasks" in caplog.text
+    line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["loss/consistency"] == 0
+
+
+def test_data_without_a_test_split_are_refused_before_training(tmp_path):
+    info = small.write(tmp_path / "all")
+    pairs = [
+        (split, clip)
+        for split in ("train", "validation")
+        for clip in records.read_split(tmp_path / "all", info, split)
+    ]
+    records.write_dataset(
+        tmp_path / "data",
+        pairs,
+        name="small",
+        schema=small.SCHEMA,
+        provenance={"kind": "degradation"},
+    )
+    with pytest.raises(schema.InputError, match="has no test clips; give the labels"):
+        train.run(small.config(), data_path=tmp_path / "data", workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_loss_that_stays_non_finite_stops_with_the_task_named(data, tmp_path):

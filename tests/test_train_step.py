@@ -312,6 +312,19 @@ def test_float16_scales_the_loss_and_backs_off_on_overflow():
     )
 
 
+def test_loss_scale_backs_off_when_only_an_unweighted_gradient_overflows():
+    model = make_model(dtype="float16")
+    small_weights = {task.name: 0.01 for task in TASKS}
+    step, init = make_parts(model, "fixed", values=small_weights, consistency=0.0)
+    state = init(scale_loss=True)
+    state = state.replace(loss_scale=state.loss_scale.replace(scale=jnp.float32(1e6)))
+    compiled = jax.jit(step)
+    for _ in range(12):
+        state, metrics = compiled(state, make_batch())
+    assert float(state.loss_scale.scale) < 1e6
+    assert int(state.skipped) == 0 and np.isfinite(metrics["task_grad_norm"]).all()
+
+
 def test_loss_falls():
     model = make_model(dtype="bfloat16")
     step, init = make_parts(model, "learned")

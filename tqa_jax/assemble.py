@@ -1,9 +1,10 @@
 """From a configuration to the pure functions that it stands for.
 
-The one thing to know: every setting is checked here, before a step is compiled; a
-misspelt or impossible one is an `InputError`.
+The one thing to know: settings are checked here, before a step is compiled; a misspelt
+name or a number that cannot work is an `InputError`.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import ml_collections
 import numpy as np
 
 from tqa_jax import models, optim, prepare, regularizers, schema, train_step, weighting
+
+_logger = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -41,7 +44,13 @@ def build(
     Raises:
         InputError: for a setting that does not exist or does not fit the data.
     """
-    _check_numbers(config, config.train.epochs * steps_per_epoch)
+    check(config)
+    total_steps = config.train.epochs * steps_per_epoch
+    if config.optim.warmup_steps >= total_steps:
+        raise schema.InputError(
+            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of the "
+            f"run's {total_steps} steps; lower it or raise train.epochs"
+        )
     tasks = data.info.schema.tasks
     names = data.info.schema.task_names
     options = {
@@ -69,7 +78,7 @@ def build(
         learning_rate=config.optim.learning_rate,
         schedule=config.optim.schedule,
         warmup_steps=config.optim.warmup_steps,
-        total_steps=config.train.epochs * steps_per_epoch,
+        total_steps=total_steps,
         end_learning_rate=config.optim.end_learning_rate,
         stretch=config.optim.stretch,
         weight_decay=config.optim.weight_decay,
@@ -81,17 +90,21 @@ def build(
     )
     means, correlation = prepare.label_statistics(labels)
     columns = [k for k, n in enumerate(names) if n not in config.consistency.exclude]
-    if config.consistency.weight and len(columns) < 2:
-        raise schema.InputError(
-            f"consistency needs two tasks; the data set has {', '.join(names)}: set "
-            "--config.consistency.weight=0"
+    consistency_weight = config.consistency.weight
+    if consistency_weight and len(columns) < 2:
+        _logger.warning(
+            "no consistency: it compares two tasks, and of %s it may look at %d "
+            "(consistency.exclude)",
+            ", ".join(names),
+            len(columns),
         )
+        consistency_weight = 0.0
     objective = train_step.Objective(
         l1_weight=config.loss.l1_weight,
         consistency=regularizers.make(
             config.consistency.mode, correlation[np.ix_(columns, columns)]
         ),
-        consistency_weight=config.consistency.weight,
+        consistency_weight=consistency_weight,
         consistency_tasks=tuple(columns),
         smoothing=config.loss.label_smoothing,
         label_means=jnp.asarray(means),
@@ -125,7 +138,14 @@ def build(
     return Parts(model, step, init)
 
 
-def _check_numbers(config: ml_collections.ConfigDict, total_steps: int) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the numbers that need no data set.
+
+    Raises:
+        InputError: naming the key, what it is and what was expected.
+    """
+    if config.seed < 0:
+        raise schema.InputError(f"seed is {config.seed}; expected 0 or more")
     for key, least in (
         ("data.max_frames", 1),
         ("optim.plateau_patience", 1),
@@ -151,11 +171,6 @@ def _check_numbers(config: ml_collections.ConfigDict, total_steps: int) -> None:
             raise schema.InputError(
                 f"optim.{name} is {config.optim[name]}; expected more than 0"
             )
-    if config.optim.warmup_steps >= total_steps:
-        raise schema.InputError(
-            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of the "
-            f"run's {total_steps} steps; lower it or raise train.epochs"
-        )
 
 
 def _check_tasks(key: str, given: Iterable[str], names: Sequence[str]) -> None:

@@ -91,9 +91,13 @@ class Checkpoints:
                 )
         return found
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is written, and lets go of the folder."""
+        self.wait()
         self._manager.close()
 
 

@@ -9,6 +9,7 @@ Any key of the config can be overridden: --config.train.epochs=5. Without
 
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -89,8 +90,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     except (flags.Error, TypeError, ValueError) as error:
         _refuse(" ".join(str(error).split()))
     except OSError:
-        given = [word for word in argv if word.startswith("--config=")]
-        _refuse(f"{' '.join(given)} cannot be loaded; expected a file of configs/")
+        given = re.findall(r"--?config[= ](\S+)", " ".join(argv))
+        _refuse(f"{given[-1]} cannot be loaded; expected a file of configs/")
     return rest
 
 

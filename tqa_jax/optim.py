@@ -46,7 +46,7 @@ def cosine(
         warmup_steps: steps of linear increase from 0.
         total_steps: warm-up and cosine together, without stalls.
         end: final rate.
-        stretch: relative lengthening of the period at a stall; 0.1 for the mission's
+        stretch: relative lengthening of the period at a stall; 0.1 for the usual
             `adaptive_cosine`, 0 for a plain cosine.
 
     Returns:

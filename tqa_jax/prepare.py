@@ -1,8 +1,8 @@
 """A data set made ready for a run: fitted preprocessing and the windows of a split.
 
 The one thing to know: everything that is fitted or counted here sees the training
-split only. A split's features are read when they are first needed, so test clips
-are not touched before the final evaluation.
+split only. A split's features are read when they are first needed; those of the test
+split are not used before the final evaluation.
 """
 
 import dataclasses

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from tqa_jax import schema
 
 PCA_WIDTHS = {"visual": 100, "audio": 200, "keypoints": 50}
-"""The mission's widths after PCA; a modality that is not named keeps its width."""
+"""Usual widths after PCA; a modality that is not named keeps its width."""
 
 _SAMPLE_ROWS = 50_000
 

@@ -152,7 +152,7 @@ TASKS = (
     Task("cross_modal", description="do face and voice belong to each other"),
     Task("overall", description="overall quality of the clip"),
 )
-"""The mission's five opinion scores, the default of every command."""
+"""Five opinion scores, the default of every command."""
 
 
 @dataclasses.dataclass(frozen=True)

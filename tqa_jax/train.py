@@ -61,6 +61,7 @@ def run(
         InputError: for settings, data or a workdir that do not fit.
         Stopped: on SIGTERM, or when the loss stays non-finite; the state is saved.
     """
+    assemble.check(config)
     new = run_folder.claim(workdir, config.to_dict(), data_path)
     if (workdir / "results.json").exists():
         _logger.info("%s holds a finished run; showing its results", workdir)
@@ -85,6 +86,12 @@ def _open(
     run_folder.write_json(workdir / "audit.json", report)
     for flag in report["flags"]:
         _logger.warning("data: %s", flag)
+    for split in schema.SPLITS:
+        if not report["clips"].get(split):
+            raise schema.InputError(
+                f"{data_path} has no {split} clips; give the labels CSV a split "
+                "column, or more sources"
+            )
     data = prepare.open_dataset(
         data_path,
         modalities=config.model.modalities,
@@ -309,7 +316,8 @@ class _Trainer:
             # A copy: the next segment reuses the memory of the parameters.
             self._best = jax.tree.map(jnp.copy, self._state.params)
             self._best_epoch = epoch + 1
-        value = "undefined" if values[0] is None else f"{abs(values[0]):.3f}"
+        sign = -1 if self._metric == "loss" else 1  # selection: larger is better
+        value = "undefined" if values[0] is None else f"{sign * values[0]:.3f}"
         said = f"validation {self._metric} {value}{' (best)' if best else ''}"
         self._bar.set_postfix_str(said)
         if self._bar.disable:
@@ -376,6 +384,8 @@ class _Trainer:
         evaluate.write_predictions(
             self._workdir / "predictions.csv", splits, self._tasks
         )
+        # With results the run counts as finished: its checkpoint must be whole by then.
+        self._checkpoints.wait()
         run_folder.write_json(self._workdir / "results.json", results)
         return results
 

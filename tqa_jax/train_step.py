@@ -277,6 +277,14 @@ def make(
             taken,
             (state.params, state.opt_state, state.weighting),
         )
+        if loss_scale is not None:
+            # The unweighted losses' gradients can overflow where their sum did not.
+            loss_scale = loss_scale.replace(
+                scale=jnp.where(
+                    finite, loss_scale.scale, jnp.minimum(loss_scale.scale, scale / 2)
+                ),
+                fin_steps=jnp.where(finite, loss_scale.fin_steps, 0),
+            )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = {
             "total": total,

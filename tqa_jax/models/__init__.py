@@ -88,6 +88,19 @@ def make(
     for name, choices in _CHOICES.items():
         _check_choice(name, fields[name], choices)
     fields["temporal_ffn"] = fields["temporal_ffn"] or 4 * fields["width"]
+    for name in (
+        *("width", "depth", "temporal_heads", "temporal_layers", "temporal_ffn"),
+        *("fusion_heads", "fusion_layers", "fusion_ffn"),
+    ):
+        if fields[name] < 1:
+            raise schema.InputError(
+                f"model.{name} is {fields[name]}; expected at least 1"
+            )
+    for name, value in fields.items():
+        if name.endswith("dropout") and not 0 <= value < 1:
+            raise schema.InputError(
+                f"model.{name} is {value}; expected 0 or more and less than 1"
+            )
     for name in ("temporal_heads", "fusion_heads"):
         if fields["width"] % fields[name]:
             raise schema.InputError(
