@@ -6,6 +6,7 @@ split are not used before the final evaluation.
 """
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -15,6 +16,8 @@ from jaxtyping import Float, Int
 
 from tqa_jax import batch as batches
 from tqa_jax import pipeline, preprocess, records, schema
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,14 @@ def open_dataset(
         raise schema.InputError(
             f"{fitted} holds the fit of {', '.join(transforms)}, not of "
             f"{', '.join(names)}; delete it or choose another --workdir"
+        )
+    for name, transform in transforms.items():
+        _logger.info(
+            "%s: %d features, %d after preprocessing, %.1f %% of variance kept",
+            name,
+            len(transform.median),
+            transform.width,
+            100 * transform.explained,
         )
     return Dataset(path, info, names, transforms, max_frames, memory_bytes)
 

@@ -101,14 +101,6 @@ def _open(
         memory_bytes=config.data.memory_gb * 2**30,
         fitted=workdir / "preprocess.npz",
     )
-    for name, transform in data.transforms.items():
-        _logger.info(
-            "%s: %d features, %d after preprocessing, %.1f %% of variance kept",
-            name,
-            len(transform.median),
-            transform.width,
-            100 * transform.explained,
-        )
     return _Trainer(
         config, data, data.split("train"), data.split("validation"), workdir
     )
