@@ -61,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.weighting = weighting = ml_collections.ConfigDict()
     weighting.name = "gradnorm"  # A file of tqa_jax/weighting/; its section is below.
+    weighting.shared = ""  # Path of W, as "path_a_contract/kernel"; empty for the last.
     weighting.fixed = ml_collections.ConfigDict({"values": {}})  # By task, else 1.
     weighting.learned = ml_collections.ConfigDict(
         {"learning_rate": 1e-3, "epsilon": 1e-4, "normalise": True}
@@ -80,6 +81,15 @@ def get_config() -> ml_collections.ConfigDict:
     weighting.gradnorm_simple = ml_collections.ConfigDict(
         {"alpha": 1.5, "step": 0.01, "floor": 1e-3, "ceiling": 100.0}
     )
+
+    weighting.dwa = ml_collections.ConfigDict({"temperature": 2.0})
+    weighting.famo = ml_collections.ConfigDict({"learning_rate": 0.025, "decay": 1e-3})
+    weighting.imtl_l = ml_collections.ConfigDict({"learning_rate": 1e-3, "limit": 5.0})
+    weighting.stch = ml_collections.ConfigDict({"mu": 1.0})
+
+    config.surgery = surgery = ml_collections.ConfigDict()
+    surgery.name = ""  # A file of tqa_jax/surgery/; empty adds the gradients up.
+    surgery.cagrad = ml_collections.ConfigDict({"c": 0.4})
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.l1_weight = 0.1  # Factor on |error| beside error^2.
@@ -106,6 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.epochs = 30
+    train.members = 1  # Networks of an ensemble: seeds trained as one program.
     train.batch_size = 32
     train.accumulation = (
         1  # Micro-batches; as the whole batch, but for dropout's draws.
@@ -120,6 +131,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.evaluate = evaluate = ml_collections.ConfigDict()
     evaluate.resamples = 200  # Bootstrap resamples of sources.
+    evaluate.dropout_draws = 16  # For the spread of a score; unused by an ensemble.
 
     config.log = log = ml_collections.ConfigDict()
     log.tensorboard = False  # Also write TensorBoard events; needs the logs extra.

@@ -50,7 +50,9 @@ def test_config_builds_and_its_step_lowers(name, data):
         train_step.scan(parts.step), state, split.windows, order
     )
     assert metrics["loss"].shape == (2, 3)
-    assert parts.model.options["preset"] == config.model.preset
+    widths = {name: data.transforms[name].width for name in data.modalities}
+    model = assemble.make_model(config, widths, data.info.schema.tasks)
+    assert model.options["preset"] == config.model.preset
 
 
 def test_default_config_names_every_model_option():

@@ -48,7 +48,8 @@ def test_a_clips_score_is_the_mean_over_its_windows():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(7, K)).astype(np.float32)
     wanted = [rows[:1].mean(0), rows[1:4].mean(0), rows[4:6].mean(0), rows[6:].mean(0)]
-    np.testing.assert_allclose(evaluate.pooled(rows, clips), wanted, rtol=1e-6)
+    found = evaluate.pooled(np.stack([rows, -rows]), clips)
+    np.testing.assert_allclose(found, [wanted, np.negative(wanted)], rtol=1e-6)
 
 
 def test_predict_leaves_out_rows_that_fill_the_last_batch():
@@ -60,8 +61,9 @@ def test_predict_leaves_out_rows_that_fill_the_last_batch():
         types.SimpleNamespace(scores=np.where(o[:, None] >= 0, rows[o], 99))
         for o in order
     ]
-    scores = evaluate.predict(lambda p, one: p * one.scores, 2.0, found, clips)
-    np.testing.assert_allclose(scores, 2 * evaluate.pooled(rows, clips), rtol=1e-6)
+    scores = evaluate.predict(lambda p, one: p * one.scores[None], 2.0, found, clips)
+    wanted = 2 * evaluate.pooled(rows[None], clips)
+    np.testing.assert_allclose(scores, wanted, rtol=1e-6)
 
 
 def test_validation_equals_scipy_on_the_labelled_clips():
@@ -216,10 +218,14 @@ def test_predictions_are_written_as_they_are(tmp_path):
     clips = make_clips()
     scores = np.arange(12).reshape(4, 3) / 7
     path = tmp_path / "predictions.csv"
-    evaluate.write_predictions(path, {"test": (clips, scores)}, TASKS)
+    splits = {"test": (clips, scores, scores / 9), "validation": (clips, scores, None)}
+    evaluate.write_predictions(path, splits, TASKS)
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.csv"]
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        everything = list(csv.DictReader(file))
+    rows, others = everything[:4], everything[4:]
+    assert {row["split"] for row in others} == {"validation"}
+    assert {row[f"{name}_spread"] for row in others for name in NAMES} == {""}
     assert [row["clip"] for row in rows] == list(clips.names)
     assert [row["source"] for row in rows] == list(clips.sources)
     assert {row["split"] for row in rows} == {"test"}
@@ -227,6 +233,9 @@ def test_predictions_are_written_as_they_are(tmp_path):
         for k, name in enumerate(NAMES):
             np.testing.assert_allclose(
                 float(row[f"{name}_score"]), scores[n, k], atol=5e-5
+            )
+            np.testing.assert_allclose(
+                float(row[f"{name}_spread"]), scores[n, k] / 9, atol=5e-5
             )
             label = row[f"{name}_label"]
             if np.isnan(clips.labels[n, k]):
@@ -240,7 +249,7 @@ def test_awkward_clip_names_survive_the_csv(tmp_path):
     names = ('a,"b"', "ü\nx", "=1+1", " ")
     clips = pipeline.Clips(**{**vars(clips), "names": names})
     path = tmp_path / "predictions.csv"
-    evaluate.write_predictions(path, {"test": (clips, np.zeros((4, 3)))}, TASKS)
+    evaluate.write_predictions(path, {"test": (clips, np.zeros((4, 3)), None)}, TASKS)
     with path.open(encoding="utf-8", newline="") as file:
         assert [row["clip"] for row in csv.DictReader(file)] == list(names)
 

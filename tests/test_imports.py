@@ -13,24 +13,37 @@ OUTSIDE = {"configs", "extract", "experiments", "tests"}
 # A module imports from lower lines only, never from its own line. A package is one
 # module. A new module gets its place here.
 LAYERS = (
-    {"main", "data"},
-    {"train"},
+    {"main", "data", "export"},
+    {"train", "trained"},
+    {"conclude"},
     {"assemble", "runner"},
-    {"train_step", "evaluate", "checkpoint", "run_folder", "prepare", "audit"},
+    {"ensemble"},
+    {
+        "train_step",
+        "evaluate",
+        "conformal",
+        "checkpoint",
+        "run_folder",
+        "prepare",
+        "audit",
+    },
     {
         "models",
         "losses",
         "regularizers",
         "weighting",
         "optim",
+        "multitask",
         "progress",
         "pipeline",
+        "reference",
+        "surgery",
         "intervals",
         "feature_audit",
     },
     {"batch", "preprocess", "records", "metrics"},
-    {"logistic", "tfrecord", "tfds_metadata", "cache"},
-    {"schema"},
+    {"logistic", "tfrecord", "tfds_metadata", "cache", "plugins"},
+    {"schema", "scorer"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

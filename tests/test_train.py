@@ -72,8 +72,16 @@ def test_run_learns_and_leaves_documented_files(whole):
     # Labels are linear in two features: even four epochs see that.
     assert results["tasks"]["overall"]["srcc"]["value"] > 0.3
     assert results["clips"] == {"train": 36, "validation": 12, "test": 12}
-    for name in ("config.json", "environment.json", "audit.json", "preprocess.npz"):
+    for name in (
+        *("config.json", "environment.json", "audit.json"),
+        *("preprocess.npz", "reference.npz"),
+    ):
         assert (whole / name).exists()
+    confidence = results["confidence"]
+    assert confidence["spread_over"] == "16 draws of dropout"
+    # 12 validation clips are too few for a 95 % interval, and it says so.
+    for one in confidence["tasks"].values():
+        assert one["half_width"] is None and "19 are needed" in one["reason"]
     lines = [json.loads(s) for s in (whole / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["split"] == "train"]
     assert [line["step"] for line in steps] == list(range(1, 4 * STEPS + 1))

@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tqa_jax import (
@@ -17,6 +18,7 @@ from tqa_jax import (
     pipeline,
     regularizers,
     schema,
+    surgery,
     train_step,
     weighting,
 )
@@ -54,9 +56,18 @@ def make_model(**options):
     )
 
 
-def make_parts(model, name="gradnorm", *, accumulation=1, consistency=0.05, **options):
+def make_parts(
+    model,
+    name="gradnorm",
+    *,
+    accumulation=1,
+    consistency=0.05,
+    optimizer=None,
+    combine=None,
+    **options,
+):
     weights = weighting.make(name, tasks=[task.name for task in TASKS], **options)
-    optimizer = optim.make(
+    optimizer = optimizer or optim.make(
         learning_rate=RATE,
         schedule="constant",
         warmup_steps=0,
@@ -85,6 +96,7 @@ def make_parts(model, name="gradnorm", *, accumulation=1, consistency=0.05, **op
         objective=objective,
         peak_learning_rate=RATE,
         accumulation=accumulation,
+        combine=combine,
     )
 
     @functools.partial(jax.jit, static_argnames="scale_loss")
@@ -175,13 +187,13 @@ def test_fully_masked_task_changes_nothing(name):
     start = init()
     heads = jax.tree.map(np.array, start.params["head"])
     weights = weighting.make(name, tasks=[task.name for task in TASKS])
-    before = np.asarray(weights.weights(start.weighting))
+    before = np.asarray(weights.weights(start.weighting, None))
     one, metrics = run(step, start, masked)
     other, _ = run(step, init(), garbage)
     assert_close(one.params, other.params, atol=0, rtol=0)
     assert metrics["loss"][:, 1].tolist() == [0, 0, 0]
     assert metrics["task_grad_norm"][:, 1].tolist() == [0, 0, 0]
-    after = np.asarray(weights.weights(one.weighting))
+    after = np.asarray(weights.weights(one.weighting, None))
     assert after[1] == before[1] and after[0] != before[0]
     for old, new in zip(
         jax.tree.leaves(heads), jax.tree.leaves(one.params["head"]), strict=True
@@ -243,6 +255,130 @@ def test_network_sees_the_gradient_of_the_weighted_sum_only():
     np.testing.assert_allclose(metrics["grad_norm"][0], norm(params), rtol=1e-5)
 
 
+def keep_gradient():
+    """An optimiser that changes nothing and keeps the gradient that it was given."""
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"learning_rate": jnp.float32(RATE), "gradient": zeros}
+
+    def update(gradient, state, params, **_):
+        return jax.tree.map(jnp.zeros_like, params), state | {"gradient": gradient}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def leak(model, name, found, steps=4, **options):
+    """Relative distance of the network's gradient from that of sum_i w_i L_i."""
+    step, init = make_parts(
+        model, name, consistency=0.0, optimizer=keep_gradient(), **options
+    )
+    state, metrics = run(step, init(), found, steps=steps)
+    smooth = 0.9 * found.labels + 0.1 * np.array([3.0, 2.5, 2.0])
+
+    @jax.jit
+    @jax.grad
+    def wanted(params, weights):
+        error = jnp.where(found.label_mask, model.apply(params, found) - smooth, 0.0)
+        losses = (error**2 + 0.1 * jnp.abs(error)).sum(axis=0)
+        return (weights * losses / found.label_mask.sum(axis=0)).sum()
+
+    gradient = wanted(state.params, metrics["weight"][-1])
+    difference = jax.tree.map(jnp.subtract, state.opt_state["gradient"], gradient)
+    norm = optax.tree_utils.tree_norm
+    return float(norm(difference) / norm(gradient)), metrics["weight"]
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "famo", "stch"])
+def test_weighting_does_not_leak_into_the_networks_gradient(name):
+    distance, weights = leak(make_model(), name, make_batch())
+    assert distance < 1e-6
+    assert np.abs(weights[-1] - 1).max() > 0.02
+
+
+@pytest.mark.parametrize("name", surgery.available())
+def test_surgery_combines_the_shared_gradients_and_leaves_the_heads(name):
+    model = make_model()
+    found = make_batch()
+    combine = surgery.make(name)
+    weights = {"lip_sync": 2.0, "expression": 0.5}
+    step, init = make_parts(
+        model,
+        "fixed",
+        consistency=0.0,
+        optimizer=keep_gradient(),
+        combine=combine,
+        values=weights,
+    )
+    state, metrics = run(step, init(), found, steps=1)
+    smooth = 0.9 * found.labels + 0.1 * np.array([3.0, 2.5, 2.0])
+
+    @jax.jit
+    @jax.jacobian
+    def jacobian(params):
+        error = jnp.where(found.label_mask, model.apply(params, found) - smooth, 0.0)
+        losses = (error**2 + 0.1 * jnp.abs(error)).sum(axis=0)
+        return losses / found.label_mask.sum(axis=0)
+
+    vector = np.array([weights.get(task.name, 1.0) for task in TASKS])
+    by_task = jax.tree.map(
+        lambda j: vector.reshape(-1, *[1] * (j.ndim - 1)) * j, jacobian(state.params)
+    )
+    kernel = by_task
+    for key in model.last_shared:
+        kernel = kernel[key]
+    flat = np.asarray(kernel).reshape(len(TASKS), -1)
+    coefficients = np.asarray(metrics["coefficient"][0])
+    if name != "pcgrad":  # Draws an order.
+        gram = jnp.asarray(flat @ flat.T)
+        again = combine(gram, jnp.ones(3, bool), jax.random.key(0))
+        np.testing.assert_allclose(coefficients, again, rtol=2e-3, atol=2e-3)
+    head = by_task.pop("head")
+    gradient = dict(state.opt_state["gradient"])
+    assert_close(
+        gradient.pop("head"),
+        jax.tree.map(lambda j: j.sum(axis=0), head),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    assert_close(
+        gradient,
+        jax.tree.map(lambda j: jnp.tensordot(coefficients, j, axes=1), by_task),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+def test_bfloat16_keeps_norms_and_weights_in_float32():
+    found = make_batch()
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        step, init = make_parts(make_model(dtype=dtype))
+        results.append(run(step, init(), found)[1])
+    full, half = results
+    assert half["task_grad_norm"].dtype == half["weight"].dtype == jnp.float32
+    np.testing.assert_allclose(
+        half["task_grad_norm"][0], full["task_grad_norm"][0], rtol=2e-2
+    )
+    # Rounded to bfloat16 they would be multiples of 2^-7 of their size.
+    bits = np.asarray(half["task_grad_norm"]).view(np.uint32) & 0xFFFF
+    assert (bits != 0).all()
+
+
+def test_order_and_repetition_of_clips_do_not_matter():
+    model = make_model()
+    step, init = make_parts(model)
+    found = make_batch()
+    plain = np.arange(16)[None]
+    turned = np.random.default_rng(0).permutation(16)[None]
+    twice = np.tile(plain, 2)
+    one, _ = train_step.scan(step)(init(), found, plain)
+    for order in (turned, twice):
+        other, _ = train_step.scan(step)(init(), found, order)
+        assert_close(one.params, other.params, atol=2e-5)
+        assert_close(one.weighting, other.weighting, atol=2e-5)
+
+
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not():
     model = make_model(dropout=0.3)
     step, init = make_parts(model)
@@ -266,8 +402,9 @@ def test_runs_vmapped_over_seeds_equal_separate_runs():
     both, _ = jax.jit(jax.vmap(step, in_axes=(0, None)))(jax.vmap(init)(seeds), found)
     for seed in range(2):
         alone, _ = jax.jit(step)(init(seed), found)
-        one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], both.params)
-        assert_close(one, alone.params, atol=2e-5)
+        one = jax.tree.map(lambda leaf, seed=seed: leaf[seed], both)
+        assert_close(one.params, alone.params, atol=2e-5)
+        assert_close(one.weighting, alone.weighting, atol=2e-5)
 
 
 def test_step_that_is_not_finite_is_skipped_and_counted():

@@ -5,25 +5,47 @@ name or a number that cannot work is an `InputError`.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jaxtyping import Array, Float
 
-from tqa_jax import models, optim, prepare, regularizers, schema, train_step, weighting
+from tqa_jax import batch as batches
+from tqa_jax import (
+    ensemble,
+    models,
+    multitask,
+    optim,
+    prepare,
+    regularizers,
+    schema,
+    surgery,
+    train_step,
+    weighting,
+)
 
 _logger = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
-    """The pure functions that a configuration stands for."""
+    """The pure functions that a configuration stands for.
 
-    model: models.Model
+    Attributes:
+        step: `(state, batch) -> (state, metrics)`, of all members of an ensemble.
+        init: `seed -> state`, compiled.
+        score: `(params, batch) -> scores` of every member.
+        draw: `(params, batch, rng) -> scores` of draws of dropout; None for an
+            ensemble, whose members say how certain a score is.
+    """
+
     step: train_step.Step
     init: Callable[[int], train_step.State]
+    score: Callable[[Any, batches.Batch], Float[Array, "M B K"]]
+    draw: Callable[[Any, batches.Batch, jax.Array], Float[Array, "S B K"]] | None
 
 
 def build(
@@ -53,25 +75,26 @@ def build(
         )
     tasks = data.info.schema.tasks
     names = data.info.schema.task_names
-    options = {
-        name: value
-        for name, value in config.model.items()
-        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
-    }
-    model = models.make(
-        widths={name: data.transforms[name].width for name in data.modalities},
-        tasks=tasks,
-        max_frames=config.data.max_frames,
-        preset=config.model.preset,
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        **options,
-    )
+    widths = {name: data.transforms[name].width for name in data.modalities}
+    model = make_model(config, widths, tasks)
     weights = weighting.make(
         config.weighting.name,
         tasks=names,
+        facts={
+            "label_variances": prepare.label_variances(labels),
+            "steps_per_epoch": steps_per_epoch,
+        },
         **config.weighting.get(config.weighting.name, {}),
     )
+    combine = None
+    if config.surgery.name:
+        combine = surgery.make(
+            config.surgery.name, **config.surgery.get(config.surgery.name, {})
+        )
+    shared = (
+        tuple(config.weighting.shared.split("/")) if config.weighting.shared else ()
+    )
+    _check_shared(model, data, shared or model.last_shared)
     _check_tasks("optim.task_factors", config.optim.task_factors, names)
     _check_tasks("train.select_weights", config.train.select_weights, names)
     optimizer = optim.make(
@@ -121,21 +144,63 @@ def build(
         objective=objective,
         peak_learning_rate=config.optim.learning_rate,
         accumulation=config.train.accumulation,
+        combine=combine,
+        shared=shared,
     )
 
-    def init(seed: int) -> train_step.State:
-        return jax.jit(
-            lambda seed: train_step.init(
-                seed,
-                model=model,
-                optimizer=optimizer,
-                weights=weights,
-                num_tasks=len(tasks),
-                scale_loss=config.model.dtype == "float16",
-            )
-        )(jnp.uint32(seed))
+    def init(seed: jax.Array) -> train_step.State:
+        return train_step.init(
+            seed,
+            model=model,
+            optimizer=optimizer,
+            weights=weights,
+            num_tasks=len(tasks),
+            scale_loss=config.model.dtype == "float16",
+        )
 
-    return Parts(model, step, init)
+    def score(params, batch):
+        return model.apply(params, batch)[None]
+
+    def draw(params, batch, rng):
+        rngs = jax.random.split(rng, config.evaluate.dropout_draws)
+        return jax.lax.map(lambda one: model.apply(params, batch, one), rngs)
+
+    if config.train.members > 1:
+        step = ensemble.step(step)
+        init = ensemble.init(init, config.train.members)
+        score = ensemble.scores(model.apply)
+    if config.train.members > 1 or not config.evaluate.dropout_draws:
+        draw = None
+    compiled = jax.jit(init)
+    return Parts(step, lambda seed: compiled(jnp.uint32(seed)), score, draw)
+
+
+def make_model(
+    config: ml_collections.ConfigDict,
+    widths: Mapping[str, int],
+    tasks: Sequence[schema.Task],
+) -> models.Model:
+    """Builds the network that a configuration stands for.
+
+    Args:
+        config: see `configs/default.py`.
+        widths: of each modality after preprocessing.
+        tasks: of the data set.
+    """
+    options = {
+        name: value
+        for name, value in config.model.items()
+        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
+    }
+    return models.make(
+        widths=widths,
+        tasks=tasks,
+        max_frames=config.data.max_frames,
+        preset=config.model.preset,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        **options,
+    )
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -152,11 +217,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("train.epochs", 1),
         ("train.batch_size", 1),
         ("train.accumulation", 1),
+        ("train.members", 1),
         ("train.patience", 1),
         ("train.checkpoint_every", 1),
         ("train.log_every", 1),
         ("train.max_skipped", 1),
         ("evaluate.resamples", 0),
+        ("evaluate.dropout_draws", 0),
         ("optim.warmup_steps", 0),
         ("consistency.weight", 0),
         ("optim.weight_decay", 0),
@@ -171,6 +238,24 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise schema.InputError(
                 f"optim.{name} is {config.optim[name]}; expected more than 0"
             )
+
+
+def _check_shared(
+    model: models.Model, data: prepare.Dataset, path: Sequence[str]
+) -> None:
+    """Checks, on shapes alone, that all tasks share the parameter of that path."""
+    features = {
+        name: jnp.zeros((1, 2, data.transforms[name].width)) for name in data.modalities
+    }
+    one = batches.Batch(
+        features,
+        {name: jnp.ones((1, 2), bool) for name in features},
+        jnp.zeros((1, 1)),
+        jnp.ones((1, 1), bool),
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    joined = jax.eval_shape(model.trunk, params, one)
+    multitask.check_shared(model.join, params, joined, path)
 
 
 def _check_tasks(key: str, given: Iterable[str], names: Sequence[str]) -> None:

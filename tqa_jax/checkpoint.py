@@ -91,6 +91,23 @@ class Checkpoints:
                 )
         return found
 
+    def best(self) -> Any:
+        """Reads the best parameters of the latest checkpoint, as nested dicts.
+
+        Raises:
+            InputError: when there is none or it is damaged.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise schema.InputError(f"{self._manager.directory} holds no checkpoint")
+        try:
+            found = self._manager.restore(step, args=ocp.args.StandardRestore())
+        except (ValueError, KeyError) as error:
+            raise schema.InputError(
+                f"the checkpoint of step {step} in {self._manager.directory} is damaged"
+            ) from error
+        return jax.tree.map(np.asarray, found["best"])
+
     def wait(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()

@@ -21,31 +21,32 @@ SELECT_METRICS = ("srcc", "plcc", "ccc", "loss")
 
 
 def pooled(
-    window_scores: Float[np.ndarray, "windows K"], clips: pipeline.Clips
-) -> Float[np.ndarray, "clips K"]:
+    window_scores: Float[np.ndarray, "S windows K"], clips: pipeline.Clips
+) -> Float[np.ndarray, "S clips K"]:
     """Averages the scores of each clip's windows."""
-    total = np.zeros((len(clips.names), window_scores.shape[1]))
-    np.add.at(total, clips.window_clip, window_scores)
+    runs, _, tasks = window_scores.shape
+    total = np.zeros((runs, len(clips.names), tasks))
+    np.add.at(total, (slice(None), clips.window_clip), window_scores)
     count = np.bincount(clips.window_clip, minlength=len(clips.names))
     return total / count[:, None]
 
 
 def predict(
-    score: Callable[[Any, batches.Batch], Float[Array, "B K"]],
+    score: Callable[[Any, batches.Batch], Float[Array, "S B K"]],
     params: Any,
     found: Sequence[batches.Batch] | Any,
     clips: pipeline.Clips,
-) -> Float[np.ndarray, "clips K"]:
+) -> Float[np.ndarray, "S clips K"]:
     """Scores the clips of a split.
 
     Args:
-        score: compiled `(params, batch) -> scores`.
+        score: compiled `(params, batch) -> scores` of each member or draw.
         params: of the model.
         found: all windows in stored order, in batches (see `pipeline.in_order`).
         clips: of the split.
     """
-    rows = np.concatenate([np.asarray(score(params, one)) for one in found])
-    return pooled(rows[: len(clips.window_clip)], clips)
+    rows = np.concatenate([np.asarray(score(params, one)) for one in found], axis=1)
+    return pooled(rows[:, : len(clips.window_clip)], clips)
 
 
 def validate(
@@ -189,19 +190,37 @@ def final(
 
 def write_predictions(
     path: pathlib.Path,
-    splits: Mapping[str, tuple[pipeline.Clips, Float[np.ndarray, "N K"]]],
+    splits: Mapping[
+        str,
+        tuple[
+            pipeline.Clips,
+            Float[np.ndarray, "N K"],
+            Float[np.ndarray, "N K"] | None,
+        ],
+    ],
     tasks: Sequence[schema.Task],
 ) -> None:
-    """Writes `clip,source,split,<task>_score,<task>_label,...`, atomically."""
+    """Writes `clip,source,split,<task>_score,<task>_label,<task>_spread,...`.
+
+    Args:
+        path: of the CSV, written atomically.
+        splits: by name: clips, their scores, and the scores' spread or None.
+        tasks: of the data set.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = [f"{task.name}_{kind}" for task in tasks for kind in ("score", "label")]
+    kinds = ("score", "label", "spread")
+    columns = [f"{task.name}_{kind}" for task in tasks for kind in kinds]
     writer.writerow(["clip", "source", "split", *columns])
-    for split, (clips, scores) in splits.items():
+    for split, (clips, scores, spread) in splits.items():
         for number, name in enumerate(clips.names):
             cells = []
-            for score, label in zip(scores[number], clips.labels[number], strict=True):
-                cells += [f"{score:.4f}", "" if np.isnan(label) else f"{label:g}"]
+            for k, label in enumerate(clips.labels[number]):
+                cells += [
+                    f"{scores[number, k]:.4f}",
+                    "" if np.isnan(label) else f"{label:g}",
+                    "" if spread is None else f"{spread[number, k]:.4f}",
+                ]
             writer.writerow([name, clips.sources[number], split, *cells])
     part = path.with_name(path.name + ".part")
     part.write_text(text.getvalue(), encoding="utf-8")

@@ -175,3 +175,9 @@ def label_statistics(
             if both.sum() >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
                 correlation[i, j] = np.corrcoef(x, y)[0, 1]
     return means.astype(np.float32), correlation.astype(np.float32)
+
+
+def label_variances(labels: Float[np.ndarray, "clips K"]) -> Float[np.ndarray, " K"]:
+    """Variance of each task over its training labels; NaN for a task without."""
+    columns = [column[np.isfinite(column)].astype(np.float64) for column in labels.T]
+    return np.array([c.var() if c.size else np.nan for c in columns])

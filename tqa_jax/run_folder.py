@@ -162,7 +162,8 @@ class MetricsLog:
     """Appends to `metrics.jsonl`, and to TensorBoard files when asked to.
 
     Fields of a line: `step`, `epoch` and `split` always. Of `train`: `loss/total`,
-    `loss/consistency`, `loss/<task>`, `weight/<task>`, `grad_norm/total`,
+    `loss/consistency`, `loss/<task>`, `weight/<task>`, `coefficient/<task>` (of
+    gradient surgery, 1 without), `grad_norm/total`,
     `grad_norm/<task>` (of the unweighted loss at the last shared layer),
     `labels/<task>` (in the batch), `lr`, `lr/<task>` (of the head), `loss_scale`,
     `skipped` (steps in a row). Of `validation`: `loss/<task>`, `srcc/<task>`,
@@ -240,6 +241,7 @@ def step_line(
         line |= {
             f"loss/{task}": float(metrics["loss"][k]),
             f"weight/{task}": float(metrics["weight"][k]),
+            f"coefficient/{task}": float(metrics["coefficient"][k]),
             f"grad_norm/{task}": float(metrics["task_grad_norm"][k]),
             f"labels/{task}": float(metrics["labels"][k]),
             f"lr/{task}": float(metrics["lr"] * factors[k]),

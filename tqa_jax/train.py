@@ -27,6 +27,7 @@ from tqa_jax import (
     assemble,
     audit,
     checkpoint,
+    conclude,
     evaluate,
     pipeline,
     prepare,
@@ -148,7 +149,8 @@ class _Trainer:
                 f"train.batch_size {batch_size} does not divide over {devices} devices"
             )
         self._runner = runner.Runner(parts.step, train)
-        self._score = jax.jit(parts.model.apply)
+        self._score = jax.jit(parts.score)
+        self._draw = parts.draw and jax.jit(parts.draw)
         self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
         state = parts.init(config.seed)
         start = checkpoint.Saved(state, state.params, jnp.zeros((), jnp.int32))
@@ -281,13 +283,15 @@ class _Trainer:
             )
         self._norms.append(norm)
 
-    def _predict(self, split: prepare.Split, params: Any) -> np.ndarray:
-        order = pipeline.in_order(split.size, self._config.train.batch_size)
-        return evaluate.predict(self._score, params, split.batches(order), split.clips)
-
     def _validate(self, epoch: int, clips_per_second: float) -> None:
         labels = self._validation.clips.labels
-        scores = self._predict(self._validation, self._state.params)
+        order = pipeline.in_order(self._validation.size, self._config.train.batch_size)
+        scores = evaluate.predict(
+            self._score,
+            self._state.params,
+            self._validation.batches(order),
+            self._validation.clips,
+        ).mean(axis=0)
         figures = evaluate.validate(
             scores, labels, self._tasks, l1_weight=self._config.loss.l1_weight
         )
@@ -351,31 +355,21 @@ class _Trainer:
                 "no validation gave a finite value, so no epoch is the best; see "
                 f"{self._workdir / 'metrics.jsonl'}"
             )
-        test = self._data.split("test")
-        splits = {
-            name: (split.clips, self._predict(split, self._best))
-            for name, split in (("validation", self._validation), ("test", test))
-        }
-        results = evaluate.final(
-            validation=(splits["validation"][1], self._validation.clips.labels),
-            test=(splits["test"][1], test.clips.labels),
-            sources=test.clips.sources,
-            tasks=self._tasks,
-            resamples=self._config.evaluate.resamples,
-            seed=self._config.seed,
+        results = conclude.conclude(
+            self._workdir,
+            config=self._config,
+            data=self._data,
+            train=self._train,
+            validation=self._validation,
+            score=self._score,
+            draw=self._draw,
+            params=self._best,
         )
         results["selected"] = {
             "epoch": self._best_epoch,
             "metric": self._metric,
             "value": float(self._state.progress.best[0]),
         }
-        results["clips"] = {
-            "train": len(self._train.clips.names),
-            **{name: len(clips.names) for name, (clips, _) in splits.items()},
-        }
-        evaluate.write_predictions(
-            self._workdir / "predictions.csv", splits, self._tasks
-        )
         # With results the run counts as finished: its checkpoint must be whole by then.
         self._checkpoints.wait()
         run_folder.write_json(self._workdir / "results.json", results)

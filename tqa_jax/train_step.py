@@ -6,7 +6,7 @@ so every loss, correlation and gradient norm is that of the whole batch, and a
 micro-batch never has a mean of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -17,7 +17,16 @@ from flax.training import dynamic_scale
 from jaxtyping import Array, Float, Int
 
 from tqa_jax import batch as batches
-from tqa_jax import losses, models, optim, progress, regularizers, weighting
+from tqa_jax import (
+    losses,
+    models,
+    multitask,
+    optim,
+    progress,
+    regularizers,
+    surgery,
+    weighting,
+)
 
 Metrics = dict[str, jax.Array]
 
@@ -135,45 +144,28 @@ def _trunk(
     return jax.tree.map(merge, jax.lax.map(one, (jax.tree.map(split, batch), rngs)))
 
 
-def _shared_grad_norms(
-    model: models.Model,
-    params: Any,
-    joined: dict[str, jax.Array],
-    task_losses: Callable[[Float[Array, "B K"]], Float[Array, " K"]],
-    rngs: tuple[jax.Array, jax.Array],
-    num_tasks: int,
-    scale: Float[Array, ""],
-) -> Float[Array, " K"]:
-    """Norm of each task loss's gradient at the last shared layer.
+def _next_scale(
+    loss_scale: dynamic_scale.DynamicScale, finite: jax.Array
+) -> dynamic_scale.DynamicScale:
+    """Doubles the scale after enough good steps in a row and halves it after a bad one.
 
-    One backward pass through all heads gives every task's gradient at the shared
-    features, since each head has its own copy of them; K products with the last
-    shared layer's input give its weight gradients. The trunk is not touched.
+    `DynamicScale.value_and_grad` does the same, but takes a function to differentiate,
+    and here the backward pass is in parts.
     """
-    path = model.last_shared
-    joined = jax.lax.stop_gradient(joined)
-
-    def shared(kernel: jax.Array) -> Float[Array, "B D"]:
-        return model.join(_replace(params, path, kernel), joined, rngs[0])
-
-    kernel = params
-    for key in path:
-        kernel = kernel[key]
-    features, pull_shared = jax.vjp(shared, kernel)
-    copies = jnp.broadcast_to(features, (num_tasks, *features.shape))
-    scores, pull_heads = jax.vjp(lambda x: model.heads(params, x, rngs[1]), copies)
-    # Task i's loss depends on column i alone, so the sum's gradient holds them all.
-    cotangent = jax.grad(lambda s: task_losses(s).sum())(scores)
-    (by_task,) = pull_heads(cotangent * scale)
-    gradients = jax.vmap(lambda one: pull_shared(one)[0])(by_task)
-    squares = jnp.square(gradients.astype(jnp.float32) / scale)
-    return jnp.sqrt(squares.sum(axis=tuple(range(1, squares.ndim))))
+    grow = finite & (loss_scale.fin_steps == loss_scale.growth_interval)
+    largest = jnp.float32(jnp.finfo(jnp.float32).max)
+    grown = jnp.minimum(loss_scale.scale * loss_scale.growth_factor, largest)
+    kept = jnp.where(grow, grown, loss_scale.scale)
+    smaller = loss_scale.scale * loss_scale.backoff_factor
+    return loss_scale.replace(
+        scale=jnp.where(finite, kept, smaller),
+        fin_steps=jnp.where(grow | ~finite, 0, loss_scale.fin_steps + 1),
+    )
 
 
-def _replace(tree: Any, path: tuple[str, ...], value: jax.Array) -> Any:
-    if not path:
-        return value
-    return {**tree, path[0]: _replace(tree[path[0]], path[1:], value)}
+def _all_finite(*trees: Any) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if leaf.dtype.kind == "f"]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def make(
@@ -184,6 +176,8 @@ def make(
     objective: Objective,
     peak_learning_rate: float,
     accumulation: int,
+    combine: surgery.Combine | None = None,
+    shared: Sequence[str] = (),
 ) -> Step:
     """Makes the training step.
 
@@ -194,21 +188,28 @@ def make(
         objective: what to minimise.
         peak_learning_rate: the weighting's own rate is relative to it.
         accumulation: micro-batches; divides the batch size.
+        combine: gradient surgery on the weighted tasks; None adds them up.
+        shared: path of the parameter at which tasks' gradients are compared; empty for
+            the model's last shared kernel.
 
     Returns:
         `(state, batch) -> (state, metrics)`, pure. Metrics are float32: `total`,
         `consistency`, `lr`, `grad_norm`, `skipped`, `loss_scale` scalars; `loss`,
-        `weight`, `task_grad_norm`, `labels` (K,). A step with a loss or gradient that
-        is not finite changes nothing but the counters and the loss scale.
+        `weight`, `coefficient`, `task_grad_norm`, `labels` (K,). A step with a loss,
+        gradient or weight that is not finite changes nothing but the counters and the
+        loss scale.
     """
+    path = tuple(shared) or model.last_shared
     columns = jnp.array(objective.consistency_tasks, jnp.int32)
 
     def step(state: State, batch: batches.Batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        trunk_rng, join_rng, head_rng = jax.random.split(rng, 3)
-        task_weights = weights.weights(state.weighting)
+        trunk_rng, join_rng, head_rng, weight_rng, surgery_rng = jax.random.split(
+            rng, 5
+        )
         num_tasks = batch.labels.shape[-1]
         labels = losses.smooth(batch.labels, objective.label_means, objective.smoothing)
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
         def task_losses(scores: Float[Array, "B K"]) -> Float[Array, " K"]:
             return losses.mean(
@@ -217,42 +218,44 @@ def make(
                 )
             )
 
-        def total_loss(params: Any) -> tuple[Float[Array, ""], Any]:
-            joined = _trunk(model, params, batch, trunk_rng, accumulation)
-            shared = model.join(params, joined, join_rng)
-            copies = jnp.broadcast_to(shared, (num_tasks, *shared.shape))
-            scores = model.heads(params, copies, head_rng)
-            by_task = task_losses(scores)
-            agreement = jnp.zeros((), jnp.float32)
-            if objective.consistency_weight:
-                agreement = objective.consistency(scores[:, columns], batch.clip_mask)
-            total = (task_weights * by_task).sum()
-            total = total + objective.consistency_weight * agreement
-            return total, (joined, by_task, agreement)
+        def agreement(scores: Float[Array, "B K"]) -> Float[Array, ""]:
+            if not objective.consistency_weight:
+                return jnp.zeros((), jnp.float32)
+            return objective.consistency(scores[:, columns], batch.clip_mask)
 
-        if state.loss_scale is None:
-            loss_scale, scale = None, jnp.ones((), jnp.float32)
-            (total, aux), gradient = jax.value_and_grad(total_loss, has_aux=True)(
-                state.params
-            )
-        else:
-            scale = state.loss_scale.scale
-            loss_scale, _, (total, aux), gradient = state.loss_scale.value_and_grad(
-                total_loss, has_aux=True
-            )(state.params)
-        joined, by_task, agreement = aux
-        task_norms = _shared_grad_norms(
-            model,
+        found = multitask.forward(
+            multitask.Functions(
+                lambda params: _trunk(model, params, batch, trunk_rng, accumulation),
+                lambda params, joined: model.join(params, joined, join_rng),
+                lambda params, copies: model.heads(params, copies, head_rng),
+                task_losses,
+            ),
             state.params,
-            joined,
-            task_losses,
-            (join_rng, head_rng),
-            num_tasks,
-            scale,
+            path=path,
+            num_tasks=num_tasks,
+            scale=scale,
+        )
+        task_norms = jnp.sqrt(jnp.diagonal(found.gram))
+        active = batch.label_mask.any(axis=0)
+        signals = weighting.Signals(
+            found.losses,
+            active,
+            task_norms,
+            optim.rate(state.opt_state) / peak_learning_rate,
+            weight_rng,
+        )
+        task_weights = weights.weights(state.weighting, signals)
+        coefficients = None
+        if combine is not None:
+            gram = task_weights[:, None] * found.gram * task_weights
+            coefficients = combine(gram, active, surgery_rng)
+        agreed, slope = jax.value_and_grad(agreement)(found.outputs)
+        total = (task_weights * found.losses).sum()
+        total = total + objective.consistency_weight * agreed
+        gradient = found.backward(
+            task_weights, coefficients, objective.consistency_weight * slope
         )
         norm = optax.tree_utils.tree_norm(gradient)
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        finite &= jnp.isfinite(task_norms).all()
 
         stalls = state.progress.stalls
         updates, opt_state = optimizer.update(
@@ -263,38 +266,33 @@ def make(
             task_stalls=stalls[1:],
         )
         rate = optim.rate(opt_state)
-        active = batch.label_mask.any(axis=0)
-        signals = weighting.Signals(
-            by_task, active, task_norms, rate / peak_learning_rate
+        weighting_state = weights.update(
+            state.weighting, signals._replace(rate=rate / peak_learning_rate)
         )
-        taken = (
-            optax.apply_updates(state.params, updates),
-            opt_state,
-            weights.update(state.weighting, signals),
-        )
+        finite = _all_finite(total, norm, weighting_state)
+        taken = optax.apply_updates(state.params, updates), opt_state, weighting_state
         params, opt_state, weighting_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             taken,
             (state.params, state.opt_state, state.weighting),
         )
+        loss_scale = state.loss_scale
         if loss_scale is not None:
-            # The unweighted losses' gradients can overflow where their sum did not.
-            loss_scale = loss_scale.replace(
-                scale=jnp.where(
-                    finite, loss_scale.scale, jnp.minimum(loss_scale.scale, scale / 2)
-                ),
-                fin_steps=jnp.where(finite, loss_scale.fin_steps, 0),
-            )
+            # The unweighted gradients can overflow where the weighted sum did not.
+            loss_scale = _next_scale(loss_scale, finite & _all_finite(task_norms))
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = {
             "total": total,
-            "consistency": agreement,
+            "consistency": agreed,
             "lr": rate,
             "grad_norm": norm,
             "skipped": skipped.astype(jnp.float32),
-            "loss_scale": scale,
-            "loss": by_task,
+            "loss_scale": jnp.asarray(scale, jnp.float32),
+            "loss": found.losses,
             "weight": task_weights,
+            "coefficient": jnp.ones_like(task_weights)
+            if coefficients is None
+            else coefficients,
             "task_grad_norm": task_norms,
             "labels": batch.label_mask.sum(axis=0).astype(jnp.float32),
         }

@@ -4,15 +4,15 @@ The one thing to know: a weighting is three pure functions. `make(tasks=..., **o
 of a file in this folder returns them; a new file is available under its name at once.
 
 - `init() -> state`: a pytree.
-- `weights(state) -> (K,)`: factors on the task losses of the next step.
+- `weights(state, signals) -> (K,)`: factors on the task losses of this step.
 - `update(state, signals) -> state`: after a step. A task that had no label in the
-  batch keeps its weight and takes no part in any mean.
+  batch keeps its weight and takes no part in any mean; a weighting without memory
+  gives it 1.
+
+A `make` that takes `label_variances` (K,) or `steps_per_epoch` is given them.
 """
 
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from tqa_jax import schema
+from tqa_jax import plugins
 
 State = Any
 
@@ -34,48 +34,54 @@ class Signals(NamedTuple):
         grad_norms: norm of each unweighted loss's gradient at the last shared layer.
         rate: the network's learning rate over its peak; a weighting that learns
             scales its own steps by it.
+        rng: for a weighting that draws; differs from step to step and run to run.
     """
 
     losses: Float[Array, " K"]
     active: Bool[Array, " K"]
     grad_norms: Float[Array, " K"]
     rate: Float[Array, ""]
+    rng: jax.Array
 
 
 class Weighting(NamedTuple):
     """See the module's head."""
 
     init: Callable[[], State]
-    weights: Callable[[State], Float[Array, " K"]]
+    weights: Callable[[State, Signals], Float[Array, " K"]]
     update: Callable[[State, Signals], State]
 
 
 def available() -> list[str]:
     """Names of the weightings in this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return plugins.names(__name__)
 
 
-def make(name: str, *, tasks: Sequence[str], **options: Any) -> Weighting:
+def make(
+    name: str,
+    *,
+    tasks: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Weighting:
     """Makes the weighting of a name.
 
     Args:
         name: a file of this folder, without `.py`.
         tasks: names of the tasks, in the order of the last axis of labels.
+        facts: what is known of the run, see the module's head; what the weighting
+            does not take is left out.
         **options: see the file.
 
     Raises:
         InputError: for an unknown name or option.
     """
-    if name not in available():
-        raise schema.InputError(
-            f"unknown weighting {name!r}; available: {', '.join(available())}"
-        )
-    factory = importlib.import_module(f"{__name__}.{name}").make
-    try:
-        inspect.signature(factory).bind(tasks=tasks, **options)
-    except TypeError as error:
-        raise schema.InputError(f"weighting.{name}: {error}") from error
-    return factory(tasks=tuple(tasks), **options)
+    if name in available():
+        wanted = {
+            k: v for k, v in (facts or {}).items() if plugins.takes(__name__, name, k)
+        }
+        options = wanted | options
+    return plugins.make(__name__, name, tasks=tuple(tasks), **options)
 
 
 class Learned(NamedTuple):
@@ -128,3 +134,14 @@ def renormalise(
     wanted = jnp.where(active, before, 0).sum()
     factor = wanted / jnp.where(total > 0, total, 1)
     return jnp.where(active, weights * factor, before)
+
+
+def softmax(
+    logits: Float[Array, " K"], active: Bool[Array, " K"]
+) -> Float[Array, " K"]:
+    """Softmax over active tasks, scaled to their number; absent tasks have 1."""
+    some = jnp.where(active, logits, -jnp.inf)
+    some = some - jnp.where(active.any(), some.max(), 0)
+    share = jnp.where(active, jnp.exp(some), 0)
+    share = share / jnp.maximum(share.sum(), 1)  # The largest is 1.
+    return jnp.where(active, share * active.sum(), 1.0)

@@ -40,6 +40,6 @@ def make(
         vector[list(tasks).index(name)] = value
     return weighting.Weighting(
         init=lambda: (),
-        weights=lambda state: jnp.array(vector),
+        weights=lambda state, signals: jnp.array(vector),
         update=lambda state, signals: state,
     )

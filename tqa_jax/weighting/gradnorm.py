@@ -70,7 +70,7 @@ def make(
             jnp.zeros(num_tasks, jnp.int32),
         )
 
-    def weights(state: State) -> Float[Array, " K"]:
+    def weights(state: State, signals: weighting.Signals) -> Float[Array, " K"]:
         return jnp.exp(state.learned.values) if log_domain else state.learned.values
 
     def update(state: State, signals: weighting.Signals) -> State:
@@ -82,7 +82,7 @@ def make(
             state.initial + (signals.losses - state.initial) / jnp.maximum(seen, 1),
             state.initial,
         )
-        before = weights(state)
+        before = weights(state, signals)
         norms = before * signals.grad_norms
         ratio = signals.losses / jnp.maximum(initial, _TINY)
         rate = ratio / jnp.maximum(weighting.mean_over_active(ratio, active), _TINY)

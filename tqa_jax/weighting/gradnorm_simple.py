@@ -60,4 +60,4 @@ def make(
         )
         return State(weights, initial, state.seen | active)
 
-    return weighting.Weighting(init, lambda state: state.weights, update)
+    return weighting.Weighting(init, lambda state, signals: state.weights, update)

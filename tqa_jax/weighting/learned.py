@@ -64,4 +64,4 @@ def make(
         learned = weighting.descend(optimizer, state.learned, gradient, signals)
         return State(learned, scaled(learned.values, state.weights, active))
 
-    return weighting.Weighting(init, lambda state: state.weights, update)
+    return weighting.Weighting(init, lambda state, signals: state.weights, update)

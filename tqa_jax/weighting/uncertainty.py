@@ -35,4 +35,7 @@ def make(
         found = weighting.descend(optimizer, state, gradient, signals)
         return found._replace(values=jnp.clip(found.values, -limit, limit))
 
-    return weighting.Weighting(init, lambda state: jnp.exp(-state.values), update)
+    def weights(state, signals):
+        return jnp.exp(-state.values)
+
+    return weighting.Weighting(init, weights, update)

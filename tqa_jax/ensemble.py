@@ -1,0 +1,83 @@
+"""Several networks trained as one: seeds side by side in one compiled program.
+
+The one thing to know: members differ in what their seed decides (parameters, dropout,
+random weightings) and see the same batches. What training decides between steps (the
+best epoch, stalls, the learning rate) it decides once, for the mean of their scores.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tqa_jax import batch as batches
+from tqa_jax import train_step
+
+# Leaves of a member's own have a leading axis; the rest is common.
+_AXES = train_step.State(
+    step=None,
+    seed=0,
+    params=0,
+    opt_state=0,
+    weighting=0,
+    loss_scale=0,
+    progress=None,
+    skipped=None,
+)
+
+
+def init(
+    one: Callable[[jax.Array], train_step.State], members: int
+) -> Callable[[jax.Array], train_step.State]:
+    """Starts members with seeds `members * seed`, `members * seed + 1`, ...
+
+    So runs of different seeds share no member.
+    """
+
+    def start(seed: jax.Array) -> train_step.State:
+        seeds = jnp.uint32(members) * seed + jnp.arange(members, dtype=jnp.uint32)
+        state = jax.vmap(one)(seeds)
+        return jax.tree.map(
+            lambda axis, part: (
+                part if axis == 0 else jax.tree.map(lambda leaf: leaf[0], part)
+            ),
+            _AXES,
+            state,
+            is_leaf=lambda axis: axis is None,
+        )
+
+    return start
+
+
+def step(one: train_step.Step) -> train_step.Step:
+    """Takes a step with every member on the same batch.
+
+    Metrics are means over members; `skipped` is the largest.
+    """
+    out_axes = _AXES.replace(skipped=0)
+
+    def together(
+        state: train_step.State, batch: batches.Batch
+    ) -> tuple[train_step.State, train_step.Metrics]:
+        state, metrics = jax.vmap(one, in_axes=(_AXES, None), out_axes=(out_axes, 0))(
+            state, batch
+        )
+        state = state.replace(skipped=state.skipped.max())
+        worst = metrics["skipped"].max()
+        metrics = jax.tree.map(lambda values: values.mean(axis=0), metrics)
+        return state, metrics | {"skipped": worst}
+
+    return together
+
+
+def scores(
+    apply: Callable[..., Float[Array, "B K"]],
+) -> Callable[..., Float[Array, "M B K"]]:
+    """Scores of every member; `(params, batch, rng=None)`, the rng common to all."""
+
+    def every(params: Any, batch: batches.Batch, rng: jax.Array | None = None):
+        return jax.vmap(apply, in_axes=(0, None, None))(params, batch, rng)
+
+    return every

@@ -1,0 +1,33 @@
+"""Smooth Tchebycheff scalarisation (Lin et al., ICML 2024).
+
+    minimise mu log sum_i exp(L_i / mu),   so   w_i = softmax(L / mu)_i
+
+here scaled to the number of labelled tasks. The task with the largest loss gets most:
+for when the worst score matters, not the mean. Preferences and ideal losses of the
+paper are 1 and 0. Losses must be comparable, as squared errors on one opinion scale
+are; where ranges differ, weigh by `variance` or use another. As mu falls it becomes the
+plain maximum, as mu grows, equal weights. Costs nothing and has no memory.
+"""
+
+from collections.abc import Sequence
+
+from tqa_jax import schema, weighting
+
+
+def make(*, tasks: Sequence[str], mu: float = 1.0) -> weighting.Weighting:
+    """Makes smooth Tchebycheff weights.
+
+    Args:
+        tasks: names of the tasks.
+        mu: smoothness, in units of the loss.
+
+    Raises:
+        InputError: for a mu that is not positive.
+    """
+    if not mu > 0:
+        raise schema.InputError(f"weighting.stch.mu is {mu}; expected more than 0")
+
+    def weights(state, signals):
+        return weighting.softmax(signals.losses / mu, signals.active)
+
+    return weighting.Weighting(lambda: (), weights, lambda state, signals: state)
