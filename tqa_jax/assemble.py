@@ -40,12 +40,14 @@ class Parts(NamedTuple):
         score: `(params, batch) -> scores` of every member.
         draw: `(params, batch, rng) -> scores` of draws of dropout; None for an
             ensemble, whose members say how certain a score is.
+        represent: `(params, batch) -> (M, B, D)`, the features that all heads read.
     """
 
     step: train_step.Step
     init: Callable[[int], train_step.State]
     score: Callable[[Any, batches.Batch], Float[Array, "M B K"]]
     draw: Callable[[Any, batches.Batch, jax.Array], Float[Array, "S B K"]] | None
+    represent: Callable[[Any, batches.Batch], Float[Array, "M B D"]]
 
 
 def build(
@@ -161,6 +163,9 @@ def build(
     def score(params, batch):
         return model.apply(params, batch)[None]
 
+    def represent(params, batch):
+        return model.join(params, model.trunk(params, batch))[None]
+
     def draw(params, batch, rng):
         rngs = jax.random.split(rng, config.evaluate.dropout_draws)
         return jax.lax.map(lambda one: model.apply(params, batch, one), rngs)
@@ -168,11 +173,14 @@ def build(
     if config.train.members > 1:
         step = ensemble.step(step)
         init = ensemble.init(init, config.train.members)
-        score = ensemble.scores(model.apply)
+        score = ensemble.members(model.apply)
+        represent = ensemble.members(
+            lambda params, batch: model.join(params, model.trunk(params, batch))
+        )
     if config.train.members > 1 or not config.evaluate.dropout_draws:
         draw = None
     compiled = jax.jit(init)
-    return Parts(step, lambda seed: compiled(jnp.uint32(seed)), score, draw)
+    return Parts(step, lambda seed: compiled(jnp.uint32(seed)), score, draw, represent)
 
 
 def make_model(

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from tqa_jax import conformal, evaluate, pipeline, prepare, reference
+from tqa_jax import assemble, conformal, evaluate, pipeline, prepare, reference
 
 
 def conclude(
@@ -23,11 +23,13 @@ def conclude(
     data: prepare.Dataset,
     train: prepare.Split,
     validation: prepare.Split,
-    score: Callable[..., jax.Array],
-    draw: Callable[..., jax.Array] | None,
+    parts: assemble.Parts,
     params: Any,
 ) -> dict[str, Any]:
-    """Evaluates parameters and writes `predictions.csv` and `reference.npz`.
+    """Evaluates parameters and writes files about the clips.
+
+    They are `predictions.csv`, `reference.npz` (see `reference`) and
+    `representation.npz` (`clip`, `split`, `features`: mean over windows and members).
 
     Args:
         workdir: folder of the run.
@@ -35,8 +37,7 @@ def conclude(
         data: the data set.
         train: its training split.
         validation: its validation split.
-        score: compiled, see `assemble.Parts`.
-        draw: compiled, see `assemble.Parts`.
+        parts: of the run.
         params: the best parameters.
 
     Returns:
@@ -45,18 +46,15 @@ def conclude(
     batch_size = config.train.batch_size
     splits = {"validation": validation, "test": data.split("test")}
     tasks = data.info.schema.tasks
-    scores, spreads = {}, {}
+    rng = jax.random.key(config.seed)
+    score, represent = jax.jit(parts.score), jax.jit(parts.represent)
+    draw = parts.draw and jax.jit(lambda p, one: parts.draw(p, one, rng))
+    scores, spreads, features = {}, {}, {}
     for name, split in splits.items():
-        members = _predict(score, params, split, batch_size)
-        draws = members
+        draws = members = _predict(score, params, split, batch_size)
         if draw is not None:
-            rng = jax.random.key(config.seed)
-            draws = _predict(
-                lambda params, batch, rng=rng: draw(params, batch, rng),
-                params,
-                split,
-                batch_size,
-            )
+            draws = _predict(draw, params, split, batch_size)
+        features[name] = _predict(represent, params, split, batch_size).mean(axis=0)
         scores[name] = members.mean(axis=0)
         spreads[name] = draws.std(axis=0, ddof=1) if len(draws) > 1 else None
     pairs = {name: (scores[name], splits[name].clips.labels) for name in splits}
@@ -79,6 +77,14 @@ def conclude(
         {name: (splits[name].clips, scores[name], spreads[name]) for name in splits},
         tasks,
     )
+    _write_arrays(
+        workdir / "representation.npz",
+        clip=np.array(
+            [name for split in splits.values() for name in split.clips.names]
+        ),
+        split=np.repeat(list(splits), [len(rows) for rows in features.values()]),
+        features=np.concatenate(list(features.values())).astype(np.float32),
+    )
     order = pipeline.in_order(train.size, batch_size)
     reference.save(
         workdir / "reference.npz", reference.fit(lambda: train.batches(order))
@@ -91,6 +97,13 @@ def _predict(
 ) -> np.ndarray:
     order = pipeline.in_order(split.size, batch_size)
     return evaluate.predict(score, params, split.batches(order), split.clips)
+
+
+def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    part.rename(path)
 
 
 def _spread_over(config: ml_collections.ConfigDict) -> str | None:

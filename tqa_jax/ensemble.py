@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from tqa_jax import batch as batches
 from tqa_jax import train_step
@@ -72,12 +71,8 @@ def step(one: train_step.Step) -> train_step.Step:
     return together
 
 
-def scores(
-    apply: Callable[..., Float[Array, "B K"]],
-) -> Callable[..., Float[Array, "M B K"]]:
-    """Scores of every member; `(params, batch, rng=None)`, the rng common to all."""
-
-    def every(params: Any, batch: batches.Batch, rng: jax.Array | None = None):
-        return jax.vmap(apply, in_axes=(0, None, None))(params, batch, rng)
-
-    return every
+def members(
+    one: Callable[[Any, batches.Batch], jax.Array],
+) -> Callable[[Any, batches.Batch], jax.Array]:
+    """Makes a function of one member's parameters one of all, with a leading axis."""
+    return jax.vmap(one, in_axes=(0, None))

@@ -150,7 +150,7 @@ class _Trainer:
             )
         self._runner = runner.Runner(parts.step, train)
         self._score = jax.jit(parts.score)
-        self._draw = parts.draw and jax.jit(parts.draw)
+        self._parts = parts
         self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
         state = parts.init(config.seed)
         start = checkpoint.Saved(state, state.params, jnp.zeros((), jnp.int32))
@@ -361,8 +361,7 @@ class _Trainer:
             data=self._data,
             train=self._train,
             validation=self._validation,
-            score=self._score,
-            draw=self._draw,
+            parts=self._parts,
             params=self._best,
         )
         results["selected"] = {
