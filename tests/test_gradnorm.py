@@ -12,6 +12,7 @@ from tests.signals import (
     programs,
     signals_of,
     weights_of,
+    with_values,
 )
 from tqa_jax import schema, weighting
 
@@ -101,6 +102,34 @@ def test_gradnorm_descends_the_gradient_of_its_objective():
     found = update(state, signals_of(losses, norms))
     moment = found.learned.optimizer[0].mu / 0.1
     np.testing.assert_allclose(moment, gradient, rtol=1e-5)
+
+
+def test_gradnorm_without_floor_is_the_papers_form_where_a_weight_is_negative():
+    # G_i = ||grad w_i L_i|| grows with |w_i|, so descending pushes on a negative weight
+    # with the other sign. This is what makes the linear form diverge in long runs.
+    made, update, _ = programs(
+        "gradnorm", log_domain=False, initial_steps=1, floor=-np.inf
+    )
+    losses, norms = np.ones(K), np.array([1.0, 30.0, 2.0, 1.5])
+    start = jnp.array([2.2, -0.05, 0.85, 1.0], jnp.float32)
+    state = update(made.init(), signals_of(losses, norms, rate=0.0))
+    state = with_values(state, start)
+
+    def objective(w):
+        big = jnp.abs(w) * norms
+        return jnp.abs(big - jax.lax.stop_gradient(big.mean())).sum()
+
+    slope = jax.grad(objective)(start)
+    assert slope[1] > 0 and start[1] < 0  # The norm 1.5 is below the mean: away from 0.
+    state = state._replace(
+        learned=state.learned._replace(
+            optimizer=jax.tree.map(jnp.zeros_like, state.learned.optimizer)
+        )
+    )
+    found = update(state, signals_of(losses, norms))
+    wanted = start - 0.025 * np.sign(slope)
+    wanted = wanted * start.sum() / wanted.sum()
+    np.testing.assert_allclose(weights_of(made, found), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gradnorm", "gradnorm_simple"])

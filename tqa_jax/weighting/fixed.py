@@ -2,7 +2,9 @@
 
 Tuned fixed weights with ordinary regularisation often match every dynamic scheme
 (Kurin et al. 2022, "In Defense of the Unitary Scalarization for Deep Multi-Task
-Learning"). Costs nothing.
+Learning"): tune these first, and give every other scheme the same budget. To freeze
+what a dynamic weighting found ("GradNorm static"), put the means of its `weight/<task>`
+in `metrics.jsonl` here. Costs nothing.
 """
 
 import math

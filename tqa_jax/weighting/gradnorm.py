@@ -5,15 +5,21 @@ r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), the weights descend
 
     L_grad = sum_i |G_i - G r_i^alpha|,
 
-the target held constant, so dL_grad/dw_i = sign(G_i - G r_i^alpha) ||grad_W L_i||: no
-second-order differentiation. After each step the weights are scaled to their sum, K.
+the target held constant, so dL_grad/dw_i = sign(G_i - G r_i^alpha) ||grad_W L_i|| for
+positive weights: no second-order differentiation. After each step the weights are scaled to their sum, K.
 A task that learns slowly (r_i > 1) gets a larger gradient.
 
 We differ from the paper in three documented defaults. The step is taken on log w_i,
-which keeps weights positive (the paper's linear step can make them negative in long
-runs). It is scaled with the network's learning-rate schedule. L_i(0) is the mean over
+which keeps weights positive (the paper's linear step makes them negative in long runs,
+and a negative weight maximises its task's loss: see `experiments.gradnorm_toy`). It is scaled with the network's learning-rate schedule. L_i(0) is the mean over
 the first `initial_steps` steps in which the task has labels. With
-`log_domain=False, initial_steps=1` it is the paper's form up to floor and schedule.
+`log_domain=False, initial_steps=1, floor=-inf` it is the paper's form up to the
+schedule.
+
+When to use it: task losses of very different size, none of which may starve. It needs
+gradients at a layer that all tasks share, and assumes that L_i(0) is what an untrained
+network has: after a warm start the rates r_i mean little. On small sets the task that
+does not generalise is the slow one, and is given the weight of those that do.
 """
 
 from collections.abc import Sequence
@@ -83,13 +89,12 @@ def make(
             state.initial,
         )
         before = weights(state, signals)
-        norms = before * signals.grad_norms
+        norms = jnp.abs(before) * signals.grad_norms
         ratio = signals.losses / jnp.maximum(initial, _TINY)
         rate = ratio / jnp.maximum(weighting.mean_over_active(ratio, active), _TINY)
         target = weighting.mean_over_active(norms, active) * rate**alpha
         gradient = jnp.sign(norms - target) * signals.grad_norms
-        if log_domain:
-            gradient = gradient * before
+        gradient = gradient * (before if log_domain else jnp.sign(before))
         gradient = jnp.where(active, gradient, 0)
         learned = weighting.descend(optimizer, state.learned, gradient, signals)
         stepped = jnp.exp(learned.values) if log_domain else learned.values

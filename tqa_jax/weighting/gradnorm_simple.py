@@ -3,7 +3,8 @@
 The rule of the older PyTorch system, with its defects removed: norms are those of the
 weighted losses at a layer that all tasks share, and the weights are scaled to sum K
 after every step. G_i, G, r_i are as in `gradnorm`. Unlike there, the size of a step
-follows the size of the gradients.
+follows the size of the gradients, so `step` must be chosen for the losses at hand: use
+`gradnorm` unless you compare with that system.
 """
 
 from collections.abc import Sequence

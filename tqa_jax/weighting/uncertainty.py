@@ -4,7 +4,12 @@ With s = log sigma^2 the objective of a task is e^-s L + s: twice the paper's
 1/2 e^-s L + 1/2 s, hence the same optimum s = log L and the same relative weights.
 The weights' sum is free; where it falls, so does the effective learning rate. s is
 clipped to +-`limit`, since a loss near zero would drive e^-s to infinity. The
-objective can be negative: never stop early on it.
+objective can be negative: never stop early on it. An absent task's s stands still; its
+term + s alone would drive the weight up.
+
+When to use it: losses of different scale, a short run. It needs losses only and
+assumes Gaussian errors of one size a task. At the optimum w_i = 1 / L_i: a task that
+is nearly learned gets ever more.
 """
 
 from collections.abc import Sequence
