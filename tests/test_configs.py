@@ -1,5 +1,7 @@
 """Every config builds its parts and takes a step on a small data set."""
 
+import importlib
+import inspect
 import pathlib
 
 import jax
@@ -9,7 +11,7 @@ from ml_collections import config_flags
 
 from configs import default
 from tests import small
-from tqa_jax import assemble, prepare, train_step
+from tqa_jax import assemble, prepare, schema, surgery, train_step, weighting
 from tqa_jax.models import presets
 
 FOLDER = pathlib.Path(default.__file__).parent
@@ -68,3 +70,58 @@ def test_values_can_be_overridden_as_flags_do():
     paths.set_value("model.width", config, 32)
     paths.set_value("data.path", config, "x")
     assert (config.model.width, config.data.path) == (32, "x")
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("weighting", name) for name in weighting.available()]
+    + [("surgery", name) for name in surgery.available()],
+)
+def test_options_of_weightings_and_surgeries_have_their_defaults(section, name):
+    factory = importlib.import_module(f"tqa_jax.{section}.{name}").make
+    options = {
+        key: option.default
+        for key, option in inspect.signature(factory).parameters.items()
+        if key not in ("tasks", "label_variances", "steps_per_epoch")
+    }
+    if name == "fixed":
+        options["values"] = {}  # None in the file: flags can fill a dict, not None.
+    assert default.get_config().to_dict()[section].get(name, {}) == options
+
+
+def test_weighting_and_surgery_of_a_config_reach_the_step(data):
+    config = default.get_config()
+    config.weighting.name = "famo"
+    config.surgery.name = "upgrad"
+    config.train.batch_size = 8
+    config.model.width = 8
+    split = data.split("train")
+    parts = assemble.build(config, data, labels=split.clips.labels, steps_per_epoch=4)
+    state = jax.eval_shape(lambda: parts.init(0))
+    assert hasattr(state.weighting, "log_loss")
+    order = np.zeros((2, 8), np.int32)
+    _, metrics = jax.eval_shape(
+        train_step.scan(parts.step), state, split.windows, order
+    )
+    assert metrics["coefficient"].shape == (2, 3)
+    config.surgery.name = "upgrade"
+    with pytest.raises(schema.InputError, match="unknown surgery 'upgrade'.*upgrad"):
+        assemble.build(config, data, labels=split.clips.labels, steps_per_epoch=4)
+
+
+def test_a_shared_parameter_is_named_by_its_path(data):
+    config = default.get_config()
+    config.train.batch_size = 8
+    config.model.width = 8
+    labels = data.split("train").clips.labels
+    for path, said in (
+        ("path_gate/kernel", None),
+        ("head/stack/out/kernel", "not in the last shared layer"),
+        ("path_a/kernel", "no parameter"),
+    ):
+        config.weighting.shared = path
+        if said is None:
+            assemble.build(config, data, labels=labels, steps_per_epoch=4)
+            continue
+        with pytest.raises(schema.InputError, match=f"{said}.*path_a_contract/kernel"):
+            assemble.build(config, data, labels=labels, steps_per_epoch=4)
