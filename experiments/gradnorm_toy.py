@@ -318,7 +318,7 @@ def draw(
         (line,) = axes.plot(history.steps, sums.mean(axis=1), label=name, linewidth=2)
         axes.plot(history.steps, sums, color=line.get_color(), linewidth=0.5)
     # A method that diverges would hide the others.
-    axes.set_ylim(top=min(axes.get_ylim()[1], 2 * len(sigmas)))
+    axes.set_ylim(0, min(axes.get_ylim()[1], 2 * len(sigmas)))
     axes.set(
         xlabel="step",
         ylabel="sum of L / L(0) on test data",

@@ -155,16 +155,21 @@ def draw_splits(
     return result
 
 
+def videos(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the videos in a folder and the folders in it, by name."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
+    )
+
+
 class _Files:
     """Finds clips by file name or relative path, with or without extension."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
-        self.paths = sorted(
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
-        )
+        self.paths = videos(folder)
         self._by_key: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
         for file in self.paths:
             inside = file.relative_to(folder)

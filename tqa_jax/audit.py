@@ -82,6 +82,7 @@ def examine(
     }
     return {
         "name": info.name,
+        "provenance": dict(info.provenance),
         "clips": {split: len(table) for split, table in tables.items()},
         "sources": {split: len(sources[split]) for split in tables},
         "tasks": tasks,

@@ -6,13 +6,14 @@ r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), the weights descend
     L_grad = sum_i |G_i - G r_i^alpha|,
 
 the target held constant, so dL_grad/dw_i = sign(G_i - G r_i^alpha) ||grad_W L_i|| for
-positive weights: no second-order differentiation. After each step the weights are scaled to their sum, K.
-A task that learns slowly (r_i > 1) gets a larger gradient.
+positive weights: no second-order differentiation. After each step the weights are
+scaled to their sum, K. A task that learns slowly (r_i > 1) gets a larger gradient.
 
 We differ from the paper in three documented defaults. The step is taken on log w_i,
-which keeps weights positive (the paper's linear step makes them negative in long runs,
-and a negative weight maximises its task's loss: see `experiments.gradnorm_toy`). It is scaled with the network's learning-rate schedule. L_i(0) is the mean over
-the first `initial_steps` steps in which the task has labels. With
+which keeps weights positive: the paper's linear step makes them negative in long runs,
+and a negative weight maximises its task's loss (see `experiments.gradnorm_toy`). It is
+scaled with the network's learning-rate schedule. L_i(0) is the mean over the first
+`initial_steps` steps in which the task has labels. With
 `log_domain=False, initial_steps=1, floor=-inf` it is the paper's form up to the
 schedule.
 

@@ -1,0 +1,235 @@
+"""One page about a finished run: `python -m tqa_jax.report --workdir=RUN`.
+
+The one thing to know: the page is one HTML file without scripts that loads nothing; its
+policy forbids it to. Names and settings come from files and are escaped.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tqa_jax import schema
+from tqa_jax.report import charts, errors, files, panels, projection, record, training
+
+_FEW_SOURCES = 20  # Below, intervals over sources are too narrow.
+_MOST_GROUPS = 25  # Sources with a row of their own.
+_METRICS = {
+    "srcc": "SRCC",
+    "plcc": "PLCC",
+    "krcc": "Kendall τ-b",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "medae": "Median absolute error",
+    "mse": "MSE",
+    "r2": "R²",
+    "ccc": "CCC",
+    "accuracy3": "Accuracy, 3 classes",
+    "qwk": "QWK, 5 classes",
+    "plcc_fit": "PLCC after logistic fit",
+    "rmse_fit": "RMSE after logistic fit",
+}
+
+
+def build(folder: pathlib.Path, *, clips: pathlib.Path | None = None) -> str:
+    """Makes the page of a finished run.
+
+    Args:
+        folder: of the run.
+        clips: folder of the videos, for pictures of the worst clips; None for none.
+
+    Returns:
+        A whole HTML document.
+
+    Raises:
+        InputError: when the run cannot be read, or Jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise schema.InputError(
+            "a report needs jinja2: pip install 'tqa_jax[report]'"
+        ) from error
+    run = record.load(folder)
+    maps, maps_remark = projection.draw(run)
+    figures = {
+        "results": panels.metric_intervals(run),
+        "agreement": panels.agreement(run),
+        "groups": [],
+        "confidence": panels.confidence(run),
+        "curves": training.curves(run),
+        "balance": training.balance(run),
+        "composition": training.composition(run),
+        "correlations": training.correlations(run),
+        "maps": maps,
+    }
+    by_source, by_split, worst = [], [], []
+    if run.predictions is not None:
+        by_source = errors.groups(run, "sources", split="test")
+        by_split = errors.groups(run, "splits")
+        worst = errors.worst(run, clips=clips)
+        columns = np.array([group.by_task for group in by_source])
+        figures["groups"] = panels.spread_of_sources(
+            [task.name for task in run.tasks], list(columns.T)
+        )
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "share": _share,
+        "plain": _plain,
+        "series": charts.series,
+    }
+    template = pathlib.Path(__file__).with_name("page.html.j2")
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(
+        run=run,
+        results=run.results,
+        name=run.audit.name if run.audit else pathlib.PurePath(run.data_path).name,
+        kind=str(run.audit.provenance.get("kind", "")) if run.audit else "",
+        provenance=dict(_flat(run.audit.provenance)) if run.audit else {},
+        metric_names={
+            name: _METRICS.get(name, name)
+            for name in [*_METRICS, *run.results.average]
+            if name in run.results.average
+        },
+        reasons=_reasons(run.results),
+        few_sources=_FEW_SOURCES,
+        figures=figures,
+        maps_remark=maps_remark,
+        by_source=by_source,
+        by_split=by_split,
+        most_groups=_MOST_GROUPS,
+        worst=worst,
+        with_pictures=clips is not None,
+        settings=_settings(run.config),
+        environment=dict(_flat(run.environment or {})),
+        command=_command(run.environment or {}),
+    )
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """A number for people: two decimals, or two digits where that would be 0."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if 0 < abs(value) < 0.5 * 10.0**-digits or abs(value) >= 1e6:
+        return f"{value:.2g}"
+    return f"{value:.{digits}f}".replace("-", charts.MINUS)
+
+
+def _share(value: float | None, digits: int = 0) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%".replace("-", charts.MINUS)
+
+
+def _plain(value: Any) -> str:
+    """A setting as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _reasons(results: files.Results) -> dict[str, list[str]]:
+    """Why metrics or intervals are undefined: the reason and metrics, then tasks."""
+    found: dict[str, list[str]] = {}
+    for task, row in results.metrics.items():
+        by_reason: dict[str, list[str]] = {}
+        for metric, value in row.items():
+            if value.reason:
+                names = by_reason.setdefault(value.reason, [])
+                names.append(_METRICS.get(metric, metric))
+        for reason, names in by_reason.items():
+            found.setdefault(f"{reason} ({', '.join(names)})", []).append(task)
+    return found
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _flat(item, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", item
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by section; those outside of one come first."""
+    found: dict[str, dict[str, Any]] = {"": {}}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found[name] = dict(_flat(value))
+        else:
+            found[""][name] = value
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _command(environment: Mapping[str, Any]) -> str:
+    command = environment.get("command")
+    if not isinstance(command, list):
+        return ""
+    return "python " + shlex.join(str(part) for part in command)
+
+
+def _write(path: pathlib.Path, page: str) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        # A name may hold half of a surrogate pair, which no encoding can write.
+        part.write_bytes(page.encode("utf-8", "replace"))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise schema.InputError(
+            f"{path} cannot be written: {error.strerror}"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    Args:
+        arguments: of the command line, without the program's name; default those of
+            the process.
+
+    Returns:
+        0 when the page was written, 2 when it was not.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tqa_jax.report",
+        description=(
+            "Writes one HTML file about a finished run: results with intervals, "
+            "curves, errors, data audit, model card and settings. It loads nothing, "
+            "holds no script and can be printed."
+        ),
+        epilog="Exit status: 0 when the page was written, 2 when it was not.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="folder of the run"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="file to write (default: WORKDIR/report.html)"
+    )
+    parser.add_argument(
+        "--clips",
+        type=pathlib.Path,
+        help="folder of the videos, for pictures of the worst clips (default: none)",
+    )
+    options = parser.parse_args(arguments)
+    out = options.out or options.workdir / "report.html"
+    try:
+        page = build(options.workdir, clips=options.clips)
+        _write(out, page)
+    except schema.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
+    return 0
