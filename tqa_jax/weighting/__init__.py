@@ -9,6 +9,9 @@ of a file in this folder returns them; a new file is available under its name at
   batch keeps its weight and takes no part in any mean; a weighting without memory
   gives it 1.
 
+None costs more than 3 % of a training step at standard size (measured: README), since
+gradients by task go through the heads and the last shared layer only.
+
 A `make` that takes `label_variances` (K,) or `steps_per_epoch` is given them.
 """
 
