@@ -82,6 +82,12 @@ def test_what_is_no_finished_run_is_refused(tmp_path, run):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     with pytest.raises(schema.InputError, match="not finished"):
         trained.load(tmp_path)
+    old = json.loads((tmp_path / "config.json").read_text())
+    del old["config"]["train"]["members"]
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(schema.InputError, match="of an earlier version"):
+        trained.load(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(schema.InputError, match="results.json is damaged"):
         trained.load(tmp_path)

@@ -73,6 +73,19 @@ def test_famo_compares_a_tasks_loss_with_its_own_latest():
     assert state.learned.values[1] < 0 and (state.learned.values[2:] > 0).all()
 
 
+def test_famo_moves_only_tasks_that_it_can_compare():
+    # Task 1 comes late: what the others fell is compared among them.
+    made, update, _ = programs("famo", decay=0.0)
+    some = np.array([True, False, True, True])
+    one = update(made.init(), signals_of([1, 0, 1, 1], active=some))
+    found = update(one, signals_of([0.5, 1, 0.5, 0.5]))
+    # They all fell alike, so none moves, up to Adam's division by nearly nothing.
+    np.testing.assert_allclose(found.learned.values[1], 0, atol=0)
+    alone = update(one, signals_of([0.5, 0, 0.25, 0.5], active=some))
+    late = update(one, signals_of([0.5, 1, 0.25, 0.5]))
+    np.testing.assert_allclose(late.learned.values, alone.learned.values, rtol=1e-5)
+
+
 # Smooth Tchebycheff.
 
 

@@ -494,6 +494,8 @@ def test_worst_clips_carry_a_frame_and_a_name_is_no_path(tmp_path):
     clips = tmp_path / "clips"
     (clips / "inside").mkdir(parents=True)
     media.simple(clips / "inside" / "a.mp4")
+    (clips / "inside" / "a.csv").write_text("AU01_r")  # Other files of the clip's.
+    (clips / "inside" / "a").mkdir()
     media.simple(tmp_path / "secret.mp4")
     (clips / "broken.mp4").write_bytes(b"no video")
     found = errors.worst(record.load(folder), clips=clips)

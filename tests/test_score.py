@@ -210,7 +210,7 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
     assert "only 0.80 s long" in said
     assert re.search(r"no face in [45]\d % of the frames", said)
     # The reference is one clip, so that any other is far from it.
-    assert "as far from the training clips" in said
+    assert "as far from the training windows" in said
 
 
 @pytest.mark.parametrize(
@@ -234,9 +234,38 @@ def test_a_modality_that_no_extractor_makes_is_refused(clips, tmp_path, capsys):
     assert status == 2 and "reads 'thermal', which no extractor makes" in err
 
 
+def test_a_clip_whose_sound_is_longer_has_its_page(scorer, tmp_path, capsys):
+    sound = np.random.default_rng(0).normal(0, 0.1, 4 * media.RATE).astype("f4")
+    path = media.write(
+        tmp_path / "a.mkv",
+        times=np.arange(40) / 25,
+        picture=media.talking(),
+        sound=sound,
+    )
+    page = tmp_path / "page.html"
+    status, out, _ = run(capsys, path, f"--scorer={scorer}", f"--html={page}")
+    assert status == 0 and json.loads(out)["seconds"] == 1.6
+    assert page.read_text().count("data:image/jpeg;base64,") == 8
+
+
+def test_intervals_stay_in_the_range_of_a_score_outside_it(scorer):
+    judge = scorers.load(scorer)
+    task = {"name": "overall", "low": 1, "high": 5}
+    assert score._interval(judge, task, 7.0) == (5, 5)
+    assert score._interval(judge, task, 4.8) == (pytest.approx(4.3), 5)
+
+
+@pytest.mark.parametrize("width", ["abc", [1], -1, True])
+def test_a_half_width_that_is_none_is_refused(clips, tmp_path, capsys, width):
+    path = make_scorer(tmp_path / "s.npz", clips / "a.mp4", half_width=width)
+    status, _, err = run(capsys, clips / "a.mp4", f"--scorer={path}")
+    assert status == 2 and "half_width in its confidence is no width" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--out={empty}", "{a}"], "is a folder"),
         (["nowhere.mp4"], "no file or folder nowhere.mp4"),
         (["--num_workers=0", "{a}"], "--num_workers is 0"),
         (["--out=no/such/folder.json", "{a}"], "no folder no/such"),

@@ -312,11 +312,37 @@ def test_distance_is_in_units_of_its_limit():
     clip = make_clips()[2]
     got = found.distance(clip.features, clip.frame_mask)
     assert list(got) == ["visual"]  # There is no sync in this clip.
-    rows = clip.features["visual"][clip.frame_mask["visual"]]
-    mean = preprocess.apply(run.transforms["visual"], rows).mean(axis=0)
-    z = (mean - reference["visual/mean"]) / reference["visual/scale"]
-    assert got["visual"] == pytest.approx(np.sqrt((z**2).mean()) / 1.5, rel=1e-5)
+    far = []
+    for start in found.windows(clip.features, clip.frame_mask)[0]:
+        part = slice(start, start + found.max_frames)
+        rows = clip.features["visual"][part][clip.frame_mask["visual"][part]]
+        mean = preprocess.apply(run.transforms["visual"], rows).mean(axis=0)
+        z = (mean - reference["visual/mean"]) / reference["visual/scale"]
+        far.append(np.sqrt((z**2).mean()) / 1.5)
+    assert len(far) > 1
+    assert got["visual"] == pytest.approx(max(far), rel=1e-5)
     assert make_scorer(run).distance(clip.features, clip.frame_mask) == {}
+
+
+def test_distance_of_a_long_clip_is_that_of_its_farthest_window():
+    run = make_run()
+    widths = {name: one.width for name, one in run.transforms.items()}
+    reference = {
+        "visual/mean": np.zeros(widths["visual"], "f4"),
+        "visual/scale": np.ones(widths["visual"], "f4"),
+        "visual/limit": np.float32(1),
+    }
+    found = make_scorer(run, reference=reference)
+    frames = 2 * found.max_frames
+    raw = np.zeros((frames, run.schema.widths["visual"]), "f4")
+    raw[: frames // 2], raw[frames // 2 :] = 100.0, -100.0
+    halves = [
+        found.distance({"visual": half})["visual"] for half in np.split(raw, 2, axis=0)
+    ]
+    assert found.distance({"visual": raw})["visual"] == pytest.approx(max(halves))
+    assert max(halves) > 1
+    with pytest.raises(scorer.ScorerError, match="visual is too far from the training"):
+        found.distance({"visual": raw * np.float32(1e30)})
 
 
 def test_what_the_run_says_comes_along(tmp_path):

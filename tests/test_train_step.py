@@ -349,6 +349,21 @@ def test_surgery_combines_the_shared_gradients_and_leaves_the_heads(name):
     )
 
 
+def test_surgery_leaves_out_a_task_of_weight_zero():
+    # Its gradient of length 0 would be the shortest of the hull.
+    step, init = make_parts(
+        make_model(),
+        "fixed",
+        consistency=0.0,
+        combine=surgery.make("mgda"),
+        values={TASKS[0].name: 0.0},
+    )
+    _, metrics = run(step, init(), make_batch(), steps=1)
+    coefficients = np.asarray(metrics["coefficient"][0])
+    assert coefficients[0] == 0
+    np.testing.assert_allclose(coefficients.sum(), 2, rtol=1e-5)
+
+
 def test_bfloat16_keeps_norms_and_weights_in_float32():
     found = make_batch()
     results = []

@@ -1,8 +1,10 @@
 """How far a score may be off: split-conformal intervals and what spread is worth.
 
 The one thing to know: the half-width of an interval is a quantile of errors on clips
-that were not trained on, so it promises coverage of *exchangeable* clips: people and
-flaws like those of the validation split. Nothing is promised for other material.
+that were not trained on. Its coverage is exact for clips that are exchangeable with
+those and took no part in any choice. Validation clips chose the best epoch and come
+from few people, so 95 % is the aim and `coverage` on test clips what came of it.
+Nothing is said of other material.
 """
 
 import math
@@ -84,9 +86,9 @@ def report(
         level: coverage in 0..1.
 
     Returns:
-        `level`, and by task: `half_width`, `calibration_clips`, `coverage` with
-        `value`, `low`, `high`, and with a spread `mean_spread` and `risk_coverage`.
-        What is undefined is None beside a `reason`.
+        `level`, and by task: `half_width` (None beside a `reason` where there are too
+        few clips), `calibration_clips`; where there are test labels, `coverage` with
+        `value`, `low`, `high`; and with a spread `mean_spread` and `risk_coverage`.
     """
     found: dict[str, Any] = {"level": level, "tasks": {}}
     for k, task in enumerate(tasks):

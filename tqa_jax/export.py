@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = pathlib.Path(options.out)
         write = _write_npz if options.format == "npz" else _write_stablehlo
         print(write(found, out, options))
-    except schema.InputError as error:
+    except (schema.InputError, scorer.ScorerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -265,10 +266,14 @@ def _write_npz(
     names = dict.fromkeys(name.split("/")[0] for name in reference)
     description = describe(found, dtype=options.dtype, reference=list(names))
     arrays = collect(found, reference)
-    _write(out, pack(description, arrays))
-    start = time.perf_counter()
-    stored = scorer.load(out)
-    seconds = time.perf_counter() - start
+    data = pack(description, arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = pathlib.Path(folder) / "scorer.npz"
+        tried.write_bytes(data)
+        start = time.perf_counter()
+        stored = scorer.load(tried)
+        seconds = time.perf_counter() - start
+    _write(out, data)
     said = _size(out, seconds, found)
     if options.dtype != "float32":
         clips = random_clips(found, _TRIED_CLIPS)

@@ -113,6 +113,8 @@ def _run(options: argparse.Namespace) -> int:
         file = getattr(options, name)
         if file is not None and not file.absolute().parent.is_dir():
             raise schema.InputError(f"--{name}={file}: no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise schema.InputError(f"--{name}={file} is a folder; expected a file")
     template = None if options.html is None else score_page.load_template()
     judge = scorer.load(options.scorer)
     extraction = extraction_options(
@@ -126,11 +128,16 @@ def _run(options: argparse.Namespace) -> int:
     tasks = [task["name"] for task in judge.schema["tasks"]]
     text = _csv(results, tasks) if several else _json(results[0])
     if options.out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
     else:
         _write(options.out, text)
     if template is not None:
-        page = score_page.page(template, results, judge.schema["tasks"])
+        page = score_page.page(
+            template,
+            results,
+            judge.schema["tasks"],
+            max_seconds=options.max_seconds,
+        )
         _write(options.html, page)
     failed = [result for result in results if "error" in result]
     for result in failed:
@@ -305,7 +312,9 @@ def _interval(
     width = known.get("half_width")
     if width is None:
         return None, None
-    return max(task["low"], value - width), min(task["high"], value + width)
+    least, most = task["low"], task["high"]
+    low, high = (min(max(end, least), most) for end in (value - width, value + width))
+    return low, high
 
 
 def _warnings(
@@ -325,8 +334,8 @@ def _warnings(
     for name, value in distance.items():
         if value > _FAR:
             found.append(
-                f"{name} features are {value:.1f} times as far from the training clips "
-                "as 99 % of those are: scores may mean nothing"
+                f"{name} features are {value:.1f} times as far from the training "
+                "windows as 99 % of those are: scores may mean nothing"
             )
     return found
 
@@ -385,8 +394,15 @@ def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
 
 def _write(path: pathlib.Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        # A file name need not be valid text.
+        part.write_bytes(text.encode("utf-8", "replace"))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise schema.InputError(
+            f"{path} cannot be written: {error.strerror}"
+        ) from error
 
 
 if __name__ == "__main__":

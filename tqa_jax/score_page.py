@@ -38,6 +38,8 @@ def page(
     template: Any,
     results: Sequence[Mapping[str, Any]],
     tasks: Sequence[Mapping[str, Any]],
+    *,
+    max_seconds: float,
 ) -> str:
     """Makes the page.
 
@@ -45,19 +47,23 @@ def page(
         template: from `load_template`.
         results: of `score.score_files`.
         tasks: of the scorer's schema.
+        max_seconds: that clips may last; as they were measured with.
     """
-    from extract import thumbnail
+    from extract import decode, thumbnail
 
     clips = []
     for result in results:
         one = dict(result)
         if "error" not in result:
-            one["thumbnails"] = thumbnail.strip(
-                pathlib.Path(result["clip"]),
-                _THUMBNAILS,
-                size=_SIZE,
-                max_seconds=result["seconds"] + 1,
-            )
+            try:
+                one["thumbnails"] = thumbnail.strip(
+                    pathlib.Path(result["clip"]),
+                    _THUMBNAILS,
+                    size=_SIZE,
+                    max_seconds=max_seconds,
+                )
+            except decode.ClipError:  # The file went away since it was measured.
+                one["thumbnails"] = []
             one["rows"] = [
                 _row(result, task, _COLOURS[k % len(_COLOURS)])
                 for k, task in enumerate(tasks)
@@ -85,7 +91,6 @@ def _row(
     found = result["scores"][name]
     return {
         "name": name,
-        "description": task.get("description", ""),
         "colour": colour,
         **found,
         "range": (low, high),
@@ -95,5 +100,4 @@ def _row(
         "band": None
         if found["low"] is None
         else (up(found["high"]), up(found["low"]) - up(found["high"])),
-        "bar": 100 * (found["value"] - low) / (high - low),
     }

@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -207,24 +208,33 @@ class Scorer:
     def distance(
         self, features: Features, masks: Mapping[str, Any] | None = None
     ) -> dict[str, float]:
-        """Tells how far each modality of a clip lies from the training clips.
+        """Tells how far each modality of a clip lies from the training windows.
 
         Returns:
-            By modality that is there: the root mean square of the clip mean's z-scores
-            among training clips, over its limit there; above 1 is out of range. Empty
-            when the file holds no statistics of training clips.
+            By modality that is there: the root mean square of a window mean's z-scores
+            among training windows, over its limit there, of the farthest window; above
+            1 is out of range. Empty when the file holds no statistics of training.
+
+        Raises:
+            ScorerError: when a distance is not finite, and as `score`.
         """
-        found = {}
-        for name, (rows, _) in self._measured(features, masks)[1].items():
-            if name in self.description["reference"]:
-                mean, scale, limit = (
-                    self._arrays[f"reference/{name}/{field}"]
-                    for field in ("mean", "scale", "limit")
-                )
-                with np.errstate(over="ignore"):
-                    z = rows.mean(axis=0) - mean
-                    np.divide(z, scale, out=z, where=scale > 0)
-                    found[name] = float(np.sqrt(np.mean(z**2)) / limit)
+        found: dict[str, float] = {}
+        for window in self._cut(features, masks)[1]:
+            for name, (rows, _) in window.items():
+                if name in self.description["reference"]:
+                    mean, scale, limit = (
+                        self._arrays[f"reference/{name}/{field}"]
+                        for field in ("mean", "scale", "limit")
+                    )
+                    with np.errstate(all="ignore"):
+                        z = rows.mean(axis=0) - mean
+                        np.divide(z, scale, out=z, where=scale > 0)
+                        far = float(np.sqrt(np.mean(z**2)) / limit)
+                    if not np.isfinite(far):
+                        raise ScorerError(
+                            f"{name} is too far from the training features to tell"
+                        )
+                    found[name] = max(far, found.get(name, 0.0))
         return found
 
     def _measured(
@@ -513,6 +523,18 @@ def _description(data: bytes) -> dict[str, Any]:
         and len(set(map(str, reference))) == len(reference),
         "its reference is no list of modalities",
     )
+    known = found["confidence"].get("tasks", {})
+    _need(
+        isinstance(known, dict)
+        and all(isinstance(one, dict) for one in known.values()),
+        "its confidence does not describe tasks",
+    )
+    for one in known.values():
+        width = one.get("half_width")
+        _need(
+            width is None or (_number(width) and width >= 0),
+            "a half_width in its confidence is no width",
+        )
     for name in sorted({*OPTIONS} ^ {*options})[:1]:
         raise ScorerError(f"its options lack or have an unknown {name[:80]!r}")
     for name, allowed in OPTIONS.items():
@@ -1126,9 +1148,19 @@ def main(arguments: Sequence[str]) -> int:
     try:
         found = load(arguments[0])
         try:
-            with np.load(arguments[1], allow_pickle=False) as file:
+            opened = np.load(arguments[1], allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise ValueError("it is no .npz file")
+            with opened as file:
                 arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ScorerError(f"{arguments[1]} cannot be read: {error}") from error
         suffix = "/mask"
         masks = {

@@ -248,7 +248,8 @@ def make(
         coefficients = None
         if combine is not None:
             gram = task_weights[:, None] * found.gram * task_weights
-            coefficients = combine(gram, active, surgery_rng)
+            # A task of weight 0 has no gradient, which would be the shortest.
+            coefficients = combine(gram, active & (task_weights != 0), surgery_rng)
         agreed, slope = jax.value_and_grad(agreement)(found.outputs)
         total = (task_weights * found.losses).sum()
         total = total + objective.consistency_weight * agreed

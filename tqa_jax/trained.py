@@ -52,6 +52,10 @@ def load(workdir: str | pathlib.Path) -> Trained:
     run = _read(workdir, "config.json", "make one with `python -m tqa_jax.main`")
     results = _read(workdir, "results.json", "the command that started it finishes it")
     config = ml_collections.ConfigDict(run["config"])
+    if "members" not in config.train:
+        raise schema.InputError(
+            f"{workdir} is a run of an earlier version of tqa_jax; train it again"
+        )
     transforms = preprocess.load(workdir / "preprocess.npz")
     whole = schema.Schema.from_json(run["data"]["schema"])
     by_name = {modality.name: modality for modality in whole.modalities}

@@ -59,7 +59,7 @@ def run(rounds: int, *, quick: bool) -> str:
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     text = []
     if missing:
-        text.append(f"for the other sides: pip install {' '.join(sorted(missing))}")
+        text.append(f"without {', '.join(sorted(missing))}: pip install -e '.[bench]'")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         text.append(_write_files(folder, width, frames, clips))

@@ -137,7 +137,9 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
     found: dict[str, pathlib.Path] = {}
-    for file in sorted(folder.rglob("*")):
+    from extract import labels
+
+    for file in labels.videos(folder):
         inside = file.relative_to(folder)
         for key in (inside.as_posix(), inside.with_suffix("").as_posix()):
             found.setdefault(key, file)

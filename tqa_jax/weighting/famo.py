@@ -62,15 +62,17 @@ def make(
     def update(state: State, signals: weighting.Signals) -> State:
         active = signals.active
         log_loss = jnp.log(jnp.maximum(signals.losses, _TINY))
-        fell = jnp.where(active & state.seen, state.log_loss - log_loss, 0)
+        compared = active & state.seen
+        fell = jnp.where(compared, state.log_loss - log_loss, 0)
         _, pull = jax.vjp(
-            lambda values: jax.nn.softmax(jnp.where(active, values, -jnp.inf)),
+            lambda values: jax.nn.softmax(jnp.where(compared, values, -jnp.inf)),
             state.learned.values,
         )
         (gradient,) = pull(fell)
-        compared = signals._replace(active=active & state.seen)
         return State(
-            weighting.descend(optimizer, state.learned, gradient, compared),
+            weighting.descend(
+                optimizer, state.learned, gradient, signals._replace(active=compared)
+            ),
             jnp.where(active, log_loss, state.log_loss),
             state.seen | active,
         )

@@ -14,7 +14,7 @@ which keeps weights positive: the paper's linear step makes them negative in lon
 and a negative weight maximises its task's loss (see `experiments.gradnorm_toy`). It is
 scaled with the network's learning-rate schedule. L_i(0) is the mean over the first
 `initial_steps` steps in which the task has labels. With
-`log_domain=False, initial_steps=1, floor=-inf` it is the paper's form up to the
+`log_domain=False, initial_steps=1, floor=-1e9` it is the paper's form up to the
 schedule.
 
 When to use it: task losses of very different size, none of which may starve. It needs
