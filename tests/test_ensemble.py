@@ -25,6 +25,8 @@ def test_members_equal_runs_of_their_seeds():
         alone, one = train_step.scan(step)(init(seed), found, order)
         member = jax.tree.map(lambda leaf, n=number: leaf[n], state.params)
         steps.assert_close(member, alone.params, atol=5e-5)
+        weights = jax.tree.map(lambda leaf, n=number: leaf[n], state.weighting)
+        steps.assert_close(weights, alone.weighting, atol=2e-5)
         losses.append(one["loss"])
     np.testing.assert_allclose(metrics["loss"], np.mean(losses, axis=0), rtol=1e-4)
     scores = jax.jit(ensemble.members(model.apply))(state.params, found)
@@ -32,6 +34,7 @@ def test_members_equal_runs_of_their_seeds():
     np.testing.assert_allclose(scores[1], model.apply(member, found), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_member_that_is_not_finite_is_counted():
     step, init = steps.make_parts(steps.make_model())
     state = jax.jit(ensemble.init(init, 2))(np.uint32(0))
@@ -51,6 +54,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_of_members_is_calibrated_and_learns(run):
     results = json.loads((run / "results.json").read_text())
     confidence = results["confidence"]
@@ -64,6 +68,7 @@ def test_a_run_of_members_is_calibrated_and_learns(run):
     assert results["tasks"]["overall"]["srcc"]["value"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_back_without_its_data(run):
     found = trained.load(run)
     assert [m.name for m in found.schema.modalities] == ["visual", "audio", "sync"]
@@ -76,6 +81,7 @@ def test_a_finished_run_is_read_back_without_its_data(run):
         assert set(arrays["split"]) == {"validation", "test"}
 
 
+@pytest.mark.slow
 def test_what_is_no_finished_run_is_refused(tmp_path, run):
     with pytest.raises(schema.InputError, match="holds no run"):
         trained.load(tmp_path)
