@@ -42,7 +42,7 @@ LAYERS = (
         "feature_audit",
     },
     {"batch", "preprocess", "records", "metrics"},
-    {"logistic", "tfrecord", "tfds_metadata", "cache", "plugins"},
+    {"logistic", "tfrecord", "tfds_metadata", "cache", "plugins", "output"},
     {"schema", "scorer"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tqa_jax import batch, preprocess, schema, scorer, trained
+from tqa_jax import batch, output, preprocess, schema, scorer, trained
 
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("npz", "stablehlo")
@@ -273,7 +272,7 @@ def _write_npz(
         start = time.perf_counter()
         stored = scorer.load(tried)
         seconds = time.perf_counter() - start
-    _write(out, data)
+    output.write(out, data)
     said = _size(out, seconds, found)
     if options.dtype != "float32":
         clips = random_clips(found, _TRIED_CLIPS)
@@ -294,7 +293,7 @@ def _write_stablehlo(
     found: trained.Trained, out: pathlib.Path, options: argparse.Namespace
 ) -> str:
     data = stablehlo(found)
-    _write(out, data)
+    output.write(out, data)
     described = describe(found) | {
         "format": "tqa_jax.stablehlo",
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -303,7 +302,7 @@ def _write_stablehlo(
         "output": "scores float32 (B, tasks)",
     }
     text = json.dumps(described, indent=1, allow_nan=False)
-    _write(out.with_name(out.name + ".json"), text.encode())
+    output.write(out.with_name(out.name + ".json"), text.encode())
     start = time.perf_counter()
     jax.export.deserialize(bytearray(out.read_bytes()))
     return _size(out, time.perf_counter() - start, found)
@@ -322,15 +321,6 @@ def _reference(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         return {}
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise schema.InputError(f"{path} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tqa_jax import schema, score_page, scorer
+from tqa_jax import output, schema, score_page, scorer
 
 _FAR = 1.0  # Distance to training features, in units of what 99 % of them are below.
 _FACELESS = 0.1  # Share of rows without a face from which a person should know.
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.out is None:
         sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
     else:
-        _write(options.out, text)
+        output.write(options.out, text)
     if template is not None:
         page = score_page.page(
             template,
@@ -138,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
             judge.schema["tasks"],
             max_seconds=options.max_seconds,
         )
-        _write(options.html, page)
+        output.write(options.html, page)
     failed = [result for result in results if "error" in result]
     for result in failed:
         print(f"{result['clip']}: not scored: {result['error']}", file=sys.stderr)
@@ -390,19 +390,6 @@ def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
             ]
         writer.writerow([result["clip"], *cells, result.get("error", "")])
     return text.getvalue()
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        # A file name need not be valid text.
-        part.write_bytes(text.encode("utf-8", "replace"))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise schema.InputError(
-            f"{path} cannot be written: {error.strerror}"
-        ) from error
 
 
 if __name__ == "__main__":

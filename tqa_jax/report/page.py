@@ -7,7 +7,6 @@ policy forbids it to. Names and settings come from files and are escaped.
 import argparse
 import json
 import math
-import os
 import pathlib
 import shlex
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tqa_jax import schema
+from tqa_jax import output, schema
 from tqa_jax.report import charts, errors, files, panels, projection, record, training
 
 _FEW_SOURCES = 20  # Below, intervals over sources are too narrow.
@@ -179,19 +178,6 @@ def _command(environment: Mapping[str, Any]) -> str:
     return "python " + shlex.join(str(part) for part in command)
 
 
-def _write(path: pathlib.Path, page: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        # A name may hold half of a surrogate pair, which no encoding can write.
-        part.write_bytes(page.encode("utf-8", "replace"))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise schema.InputError(
-            f"{path} cannot be written: {error.strerror}"
-        ) from error
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
@@ -227,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or options.workdir / "report.html"
     try:
         page = build(options.workdir, clips=options.clips)
-        _write(out, page)
+        output.write(out, page)
     except schema.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,30 @@
+"""The file that a command was asked for: there and whole, or not there."""
+
+import os
+import pathlib
+
+from tqa_jax import schema
+
+
+def write(path: pathlib.Path, data: str | bytes) -> None:
+    """Writes a file beside its place and moves it there when it is complete.
+
+    Args:
+        path: of the file, which is replaced if there.
+        data: text is written as UTF-8; half of a surrogate pair, which a file name may
+            hold and no encoding can write, becomes a question mark.
+
+    Raises:
+        InputError: when it cannot be written; nothing is left behind.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "replace")
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise schema.InputError(
+            f"{path} cannot be written: {error.strerror}"
+        ) from error
