@@ -15,6 +15,7 @@ OUTSIDE = {"configs", "extract", "experiments", "tests"}
 LAYERS = (
     {"main", "data", "export", "score", "report"},
     {"train", "trained", "score_page"},
+    {"trial"},
     {"conclude"},
     {"assemble", "runner"},
     {"ensemble"},

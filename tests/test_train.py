@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import small
-from tqa_jax import prepare, records, run_folder, schema, train
+from tqa_jax import prepare, records, run_folder, schema, train, trial
 
 STEPS = 6  # An epoch's: 36 clips in 51 windows, 8 a step.
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def test_sigterm_saves_and_the_same_command_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(run_folder.MetricsLog, "write", terminating)
-        with pytest.raises(train.Stopped, match="SIGTERM after step 6; the same"):
+        with pytest.raises(trial.Stopped, match="SIGTERM after step 6; the same"):
             train.run(small.config(), data_path=data, workdir=tmp_path / "run")
     assert int(saved_arrays(tmp_path / "run")["['state']['step']"]) == 6
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -247,7 +247,7 @@ def test_data_without_a_test_split_are_refused_before_training(tmp_path):
 
 def test_loss_that_stays_non_finite_stops_with_the_task_named(data, tmp_path):
     config = small.config(train__max_skipped=2, optim__learning_rate=1e30)
-    with pytest.raises(train.Stopped, match="was not finite for . steps in a row"):
+    with pytest.raises(trial.Stopped, match="was not finite for . steps in a row"):
         train.run(config, data_path=data, workdir=tmp_path / "run")
     assert saved_arrays(tmp_path / "run")["['state']['skipped']"] >= 2
 

@@ -19,7 +19,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from tqa_jax import cache, intervals, schema, train
+from tqa_jax import cache, intervals, schema, train, trial
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         results = train.run(config, data_path=data_path, workdir=workdir)
     except schema.InputError as error:
         _refuse(str(error))
-    except train.Stopped as error:
+    except trial.Stopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

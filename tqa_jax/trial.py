@@ -1,0 +1,323 @@
+"""One run between its compiled segments: what it logs, validates, keeps and saves.
+
+The one thing to know: a trial does not train. It says which batches come next, takes
+what came out of them, and decides what a run decides: the best epoch, an early stop,
+when to save. So one run and a whole sweep are the same to their folders.
+"""
+
+import collections
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from tqa_jax import (
+    assemble,
+    checkpoint,
+    conclude,
+    evaluate,
+    pipeline,
+    prepare,
+    progress,
+    run_folder,
+    train_step,
+)
+
+_logger = logging.getLogger(__name__)
+_EXPLODING = 20.0  # times the median gradient norm
+
+
+class Stopped(RuntimeError):
+    """Training ended before its time; the state is saved and the message says why."""
+
+
+class Trial:
+    """The bookkeeping of one run.
+
+    Attributes:
+        config: of the run.
+        workdir: its folder.
+        state: of training, on the host or on devices.
+        step: steps taken.
+        said: the latest validation in a few words.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        data: prepare.Dataset,
+        train: prepare.Split,
+        validation: prepare.Split,
+        workdir: pathlib.Path,
+    ) -> None:
+        """Opens the files of a run; `start` comes next.
+
+        Args:
+            config: see `configs/default.py`.
+            data: the data set.
+            train: its training split.
+            validation: its validation split.
+            workdir: folder of the run, claimed.
+        """
+        self.config = config
+        self.workdir = workdir
+        self.said = ""
+        self._data = data
+        self._train = train
+        self._validation = validation
+        self._tasks = data.info.schema.tasks
+        self.steps_per_epoch = len(self._order(0))
+        self.metric = evaluate.choose_metric(
+            config.train.select_metric,
+            validation.clips.labels,
+            self._tasks,
+            config.train.select_weights,
+        )
+        if self.metric != config.train.select_metric:
+            _logger.warning(
+                "validation labels are too few for a correlation (fewer than 3 "
+                "different ones in every selected task): the best epoch is chosen by "
+                "validation loss"
+            )
+        self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+        self._norms: collections.deque[float] = collections.deque(maxlen=100)
+        self._log: run_folder.MetricsLog | None = None
+
+    def start(self, state: train_step.State) -> None:
+        """Takes the first state, or the one of the latest checkpoint in its place."""
+        saved = checkpoint.Saved(state, state.params, jnp.zeros((), jnp.int32))
+        if self._checkpoints.latest_step() is not None:
+            saved = self._checkpoints.restore(saved)
+            _logger.info("continuing from step %d", saved.state.step)
+        self.state = saved.state
+        self._best = jax.tree.map(jnp.array, saved.best)
+        self._best_epoch = int(saved.best_epoch)
+        self._saved_step = self.step
+        self._began, self._clips = time.monotonic(), 0
+        self._log = run_folder.MetricsLog(
+            self.workdir,
+            from_step=self.step,
+            tensorboard=self.config.log.tensorboard,
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps taken, skipped ones included."""
+        return int(self.state.step)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        config = self.config.train
+        epoch = int(self.state.progress.epoch)
+        return (
+            epoch >= config.epochs
+            or int(self.state.progress.since[0]) >= config.patience
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return pipeline.order(
+            self._train.size,
+            self.config.train.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+        )
+
+    def next_rows(self) -> np.ndarray:
+        """Rows of each batch of the next segment (S, B), all of one epoch."""
+        epoch = int(self.state.progress.epoch)
+        first = self.step - epoch * self.steps_per_epoch
+        every = self.config.train.checkpoint_every
+        return self._order(epoch)[first : first + every]
+
+    def took(self, state: train_step.State, metrics: dict[str, np.ndarray]) -> bool:
+        """Notes a segment.
+
+        Args:
+            state: after it.
+            metrics: of its steps, leading axis S.
+
+        Returns:
+            Whether the epoch is complete; then `validated` comes next.
+
+        Raises:
+            Stopped: when too many steps in a row were not finite.
+        """
+        self.state = state
+        epoch = int(state.progress.epoch)
+        self._log_steps(epoch, metrics)
+        self._clips += len(metrics["total"]) * self.config.train.batch_size
+        self._check_finite(metrics)
+        return self.step == (epoch + 1) * self.steps_per_epoch
+
+    def _check_finite(self, metrics: dict[str, np.ndarray]) -> None:
+        row = int(self.state.skipped)
+        if row < self.config.train.max_skipped:
+            return
+        self.save()
+        names = [
+            task.name
+            for k, task in enumerate(self._tasks)
+            if not np.isfinite(metrics["loss"][-1, k])
+            or not np.isfinite(metrics["task_grad_norm"][-1, k])
+        ]
+        what = f"task {', '.join(names)}" if names else "the gradient of the trunk"
+        raise Stopped(
+            f"step {self.step}: {what} was not finite for {row} steps in a "
+            "row; look at the audit, lower optim.learning_rate or use "
+            "model.dtype=float32"
+        )
+
+    def _log_steps(self, epoch: int, metrics: dict[str, np.ndarray]) -> None:
+        first = self.step - len(metrics["total"]) + 1
+        names = self._data.info.schema.task_names
+        stalls = np.asarray(self.state.progress.stalls[1:])
+        factors = np.array(assemble.task_factors(self.config, names))
+        factors = factors * self.config.optim.plateau_drop**stalls
+        for number in range(len(metrics["total"])):
+            one = {name: values[number] for name, values in metrics.items()}
+            step = first + number
+            if one["skipped"]:
+                _logger.warning("step %d skipped: not finite", step)
+            self._watch(step, float(one["grad_norm"]))
+            if step % self.config.train.log_every == 0:
+                line = run_folder.step_line(one, names, factors)
+                self._log.write(step=step, epoch=epoch + 1, split="train", **line)
+
+    def _watch(self, step: int, norm: float) -> None:
+        """Warns of a gradient far larger than the latest ones."""
+        usual = float(np.median(self._norms)) if len(self._norms) >= 20 else np.inf
+        if norm > _EXPLODING * usual:
+            _logger.warning(
+                "step %d: gradient norm %.3g, %.3g is usual", step, norm, usual
+            )
+        self._norms.append(norm)
+
+    def validated(self, scores: np.ndarray, temp_bytes: int | None) -> None:
+        """Notes the scores of validation clips at the end of an epoch.
+
+        Args:
+            scores: (clips, K).
+            temp_bytes: working memory of the compiled program.
+        """
+        epoch = int(self.state.progress.epoch)
+        clips_per_second = self._clips / max(time.monotonic() - self._began, 1e-9)
+        labels = self._validation.clips.labels
+        figures = evaluate.validate(
+            scores, labels, self._tasks, l1_weight=self.config.loss.l1_weight
+        )
+        values = evaluate.selection(
+            figures,
+            metric=self.metric,
+            weights=self.config.train.select_weights.to_dict(),
+        )
+        advanced = progress.advance(
+            self.state.progress,
+            values,
+            patience=self.config.optim.plateau_patience,
+            least=self.config.train.min_improvement,
+        )
+        self.state = self.state.replace(progress=advanced)
+        best = int(advanced.since[0]) == 0
+        if best:
+            # A copy: the next segment reuses the memory of the parameters.
+            self._best = jax.tree.map(jnp.copy, self.state.params)
+            self._best_epoch = epoch + 1
+        sign = -1 if self.metric == "loss" else 1  # selection: larger is better
+        value = "undefined" if values[0] is None else f"{sign * values[0]:.3f}"
+        self.said = (
+            f"validation {self.metric} {value}{' (best)' if best else ''}, "
+            f"{clips_per_second:.0f} clips/s"
+        )
+        stats = jax.local_devices()[0].memory_stats() or {}
+        line = {
+            f"{metric}/{task}": value
+            for metric, by_task in figures.items()
+            for task, value in by_task.items()
+        }
+        self._log.write(
+            step=self.step,
+            epoch=epoch + 1,
+            split="validation",
+            **line,
+            selection=values[0],
+            best=best,
+            correlation={
+                "predictions": prepare.label_statistics(scores)[1].tolist(),
+                "labels": prepare.label_statistics(labels)[1].tolist(),
+            },
+            clips_per_second=clips_per_second,
+            **{
+                "memory/temp_bytes": temp_bytes,
+                "memory/peak_bytes": stats.get("peak_bytes_in_use"),
+            },
+        )
+        if self.done:
+            _logger.info(
+                "%s after epoch %d",
+                "stopped early" if epoch + 1 < self.config.train.epochs else "trained",
+                epoch + 1,
+            )
+        self._began, self._clips = time.monotonic(), 0
+
+    def save_if_due(self) -> None:
+        """Saves when `train.checkpoint_every` steps have passed."""
+        if self.step - self._saved_step >= self.config.train.checkpoint_every:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the state, if it is not saved yet."""
+        if self.step != self._saved_step:
+            saved = checkpoint.Saved(
+                self.state, self._best, jnp.int32(self._best_epoch)
+            )
+            self._checkpoints.save(self.step, saved)
+            self._saved_step = self.step
+
+    def finish(self, parts: assemble.Parts) -> dict[str, Any]:
+        """Evaluates the best parameters on the test split, once.
+
+        Args:
+            parts: of the run.
+
+        Returns:
+            The content of `results.json`.
+
+        Raises:
+            Stopped: when no epoch is the best.
+        """
+        self.save()
+        if not self._best_epoch:
+            raise Stopped(
+                "no validation gave a finite value, so no epoch is the best; see "
+                f"{self.workdir / 'metrics.jsonl'}"
+            )
+        results = conclude.conclude(
+            self.workdir,
+            config=self.config,
+            data=self._data,
+            train=self._train,
+            validation=self._validation,
+            parts=parts,
+            params=self._best,
+        )
+        results["selected"] = {
+            "epoch": self._best_epoch,
+            "metric": self.metric,
+            "value": float(self.state.progress.best[0]),
+        }
+        # With results the run counts as finished: its checkpoint must be whole by then.
+        self._checkpoints.wait()
+        run_folder.write_json(self.workdir / "results.json", results)
+        return results
+
+    def close(self) -> None:
+        """Finishes what is being written."""
+        self._checkpoints.close()
+        if self._log is not None:
+            self._log.close()
