@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.temporal_heads = config_dict.placeholder(int)
     model.temporal_ffn = config_dict.placeholder(int)  # 0 for 4 * width.
     model.temporal_dropout = config_dict.placeholder(float)
+    model.temporal_window = config_dict.placeholder(int)  # Frames; 0 for all.
     model.cross_layers = config_dict.placeholder(int)
     model.attention_dropout = config_dict.placeholder(float)
     model.pooling = config_dict.placeholder(str)

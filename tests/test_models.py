@@ -24,6 +24,7 @@ VARIANTS = [
     ("optimized_mtl", {"temporal_layers": 2}),
     ("advanced", {"paths": "a", "pooling": "max", "head_activation": "tanh"}),
     ("synced", {"paths": "b", "pooling": "mean", "head_activation": "none"}),
+    ("synced", {"temporal_window": 2}),
 ]
 
 
@@ -263,6 +264,7 @@ def test_low_precision_keeps_float32_parameters_and_scores(dtype):
         ({"preset": "synced", "wdith": 3}, "unknown model option 'wdith'"),
         ({"preset": "synced", "remat": "all"}, "unknown remat 'all'"),
         ({"preset": "synced", "temporal_heads": 3}, "no multiple"),
+        ({"preset": "synced", "temporal_window": -1}, "temporal_window is -1; exp"),
     ],
 )
 def test_impossible_model_is_refused(options, message):

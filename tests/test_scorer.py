@@ -77,11 +77,14 @@ VARIANTS = {
         {"pooling": "max", "positions": False, "modality_embeddings": False}
         | {"temporal_layers": 1, "head_hidden": (), "head_style": "normed"},
     ),
+    "late_window": ("synced", {"temporal_window": 3, "temporal_layers": 2}),
+    "early_window": ("optimized_mtl", {"temporal_window": 1, "temporal_layers": 2}),
     "odd_ffn_gate_no_cross": (
         "advanced",
         {"gate": True, "temporal_ffn": 10, "positions": True, "head_hidden": (9,)},
     ),
 }
+NO_WINDOW = {"temporal_window": 0}
 
 
 def make_clips(seed=0):
@@ -276,6 +279,35 @@ def test_queries_in_parts_are_queries_at_once(monkeypatch):
     monkeypatch.setattr(scorer, "_PRODUCTS", 500)
     got = found.score(clip.features, clip.frame_mask)
     assert as_array([got]) == pytest.approx(as_array([want]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["late_window", "early_window"])
+def test_windowed_attention_in_blocks_is_that_of_the_flax_model(name, monkeypatch):
+    preset, options = VARIANTS[name]
+    run = make_run(preset, **options)
+    clips = make_clips()
+    _, want, _ = flax_scores(run, clips)
+    _, unlike, _ = flax_scores(make_run(preset, **options | NO_WINDOW), clips)
+    assert np.abs(want - unlike)[1].max() > 1e-3  # The window matters.
+    monkeypatch.setattr(scorer, "_FEW", 1)
+    found = make_scorer(run)
+    got = [found.score(clip.features, clip.frame_mask) for clip in clips]
+    np.testing.assert_allclose(as_array(got), want, rtol=2e-6, atol=1e-5)
+
+
+def test_blocks_see_what_is_near_and_work_is_linear():
+    rng = np.random.default_rng(0)
+    frames = np.flatnonzero(rng.random(400) < 0.6)
+    for window in (1, 7, 40):
+        seen = np.zeros((len(frames), len(frames)), bool)
+        work = 0
+        for part, near, there in scorer._bands(frames, window):
+            seen[part, near] = there
+            work += there.size
+        near = np.abs(frames[:, None] - frames) <= window
+        np.testing.assert_array_equal(seen, near)
+        block = max(window, scorer._FEW)
+        assert work <= len(frames) * (block / 0.4 + 2 * window + 1)
 
 
 @pytest.mark.parametrize("name", ["synced", "optimized_mtl"])

@@ -46,6 +46,7 @@ OPTIONS: dict[str, range | tuple[str, ...] | type] = {
     "temporal_heads": range(1, 1 << 16),
     "temporal_ffn": range(1, 1 << 18),
     "temporal_dropout": float,
+    "temporal_window": range(1 << 20),
     "cross_layers": range(65),
     "attention_dropout": float,
     "pooling": ("mean", "max", "mean_max"),
@@ -90,6 +91,7 @@ _GROUP = 1 << 17  # Numbers in the token matrix of windows that are scored toget
 # Multiplications in an attention product. OpenBLAS, which NumPy mostly comes with, is
 # slower with threads on products of this size, and uses none up to about here.
 _PRODUCTS = 1 << 18
+_FEW = 32  # Rows in a block of windowed attention at least.
 
 _TRANSFORM = ("median", "low", "high", "mean", "scale", "components")
 
@@ -784,7 +786,8 @@ def _network(
         if options["positions"]:
             x += params["position"][np.concatenate(there)]
         lengths = [len(one) for one in there]
-        attend = _within(lengths, room)
+        window = options["temporal_window"]
+        attend = _within(lengths, np.concatenate(there), window, room)
         for block in blocks["time"]:
             block(x, attend)
         return _pool(x, lengths, options["pooling"])
@@ -794,7 +797,7 @@ def _network(
         if options["positions"]:
             x += params["position"][frames]
         lengths = counts.ravel().tolist()
-        attend = _within(lengths, room)
+        attend = _within(lengths, frames, options["temporal_window"], room)
         for block in blocks["time"]:
             block(x, attend)
         if blocks["cross"]:
@@ -991,8 +994,17 @@ def _block(
     return block
 
 
-def _within(lengths: Sequence[int], room: _Room) -> _Attend:
-    """Attention among the rows of each segment."""
+def _within(
+    lengths: Sequence[int], frames: np.ndarray, window: int, room: _Room
+) -> _Attend:
+    """Attention among the rows of each segment.
+
+    Args:
+        lengths: rows of each segment.
+        frames: of every row, ascending in a segment.
+        window: how many frames away a row is seen; 0 for any.
+        room: for intermediate results.
+    """
 
     def attend(projected: np.ndarray, attended: np.ndarray, heads: int) -> None:
         start = 0
@@ -1003,6 +1015,12 @@ def _within(lengths: Sequence[int], room: _Room) -> _Attend:
                 continue
             query, key, value = _by_head(projected[rows], heads)
             out = attended[rows].reshape(length, heads, -1).swapaxes(0, 1)
+            when = frames[rows]
+            if 0 < window < when[-1] - when[0]:
+                for part, near, there in _bands(when, window):
+                    parts = query[:, part], key[:, near], value[:, near], out[:, part]
+                    _attention(*parts, room, there)
+                continue
             step = max(1, _PRODUCTS // (length * query.shape[-1]))
             step = -(-length // -(-length // step))
             for part in range(0, length, step):
@@ -1010,6 +1028,19 @@ def _within(lengths: Sequence[int], room: _Room) -> _Attend:
                 _attention(query[:, part], key, value, out[:, part], room)
 
     return attend
+
+
+def _bands(
+    frames: np.ndarray, window: int
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Cuts rows in blocks, each with the rows that it sees and which of them by row."""
+    step = max(window, _FEW)
+    for start in range(0, len(frames), step):
+        part = slice(start, start + step)
+        when = frames[part]
+        ends = np.searchsorted(frames, (when[0] - window, when[-1] + window + 1))
+        near = slice(*ends.tolist())
+        yield part, near, np.abs(when[:, None] - frames[near]) <= window
 
 
 def _each(size: int, room: _Room) -> _Attend:

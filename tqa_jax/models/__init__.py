@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tqa_jax import batch, schema
+from tqa_jax import batch, hyperparameters, schema
 from tqa_jax.models import evaluator, presets
 
 Params = Any
@@ -38,7 +38,9 @@ class Model(NamedTuple):
     Attributes:
         init: `(rng) -> params`.
         apply: `(params, batch, rng=None) -> scores (B, K)`.
-        trunk: `(params, batch, rng=None) -> joined`, all before the last shared layer.
+        encode: `(params, batch, rng=None) -> encoded`, all that has a time axis.
+        fuse: `(params, encoded, rng=None) -> joined`, up to the last shared layer.
+        trunk: `(params, batch, rng=None) -> joined`, the two after one another.
         join: `(params, joined, rng=None) -> shared features (B, D)`.
         heads: `(params, features (K, B, D), rng=None) -> scores (B, K)`.
         last_shared: path of the last shared layer's kernel in the parameters.
@@ -47,6 +49,8 @@ class Model(NamedTuple):
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Float[Array, "B K"]]
+    encode: Callable[..., Mapping[str, jax.Array]]
+    fuse: Callable[..., Mapping[str, jax.Array]]
     trunk: Callable[..., Mapping[str, jax.Array]]
     join: Callable[..., Float[Array, "B D"]]
     heads: Callable[..., Float[Array, "B K"]]
@@ -96,8 +100,15 @@ def make(
             raise schema.InputError(
                 f"model.{name} is {fields[name]}; expected at least 1"
             )
+    if fields["temporal_window"] < 0:
+        raise schema.InputError(
+            f"model.temporal_window is {fields['temporal_window']}; "
+            "expected frames, or 0 for all"
+        )
     for name, value in fields.items():
-        if name.endswith("dropout") and not 0 <= value < 1:
+        if not name.endswith("dropout") or not hyperparameters.known(value):
+            continue
+        if not 0 <= value < 1:
             raise schema.InputError(
                 f"model.{name} is {value}; expected 0 or more and less than 1"
             )
@@ -124,15 +135,25 @@ def make(
 
     @jax.jit
     def init(rng: jax.Array) -> Params:
-        features = {name: jnp.zeros((1, 2, width)) for name, width in widths.items()}
-        mask = {name: jnp.ones((1, 2), bool) for name in widths}
+        frames = min(2, max_frames)
+        features = {
+            name: jnp.zeros((1, frames, width)) for name, width in widths.items()
+        }
+        mask = {name: jnp.ones((1, frames), bool) for name in widths}
         return module.init(rng, features, mask)["params"]
 
     def apply(params, batch: batch.Batch, rng=None):
         return call("__call__", params, batch.features, batch.frame_mask, rng=rng)
 
+    def encode(params, batch: batch.Batch, rng=None):
+        return call("encode", params, batch.features, batch.frame_mask, rng=rng)
+
+    def fuse(params, encoded, rng=None):
+        return call("fuse", params, encoded, rng=rng)
+
     def trunk(params, batch: batch.Batch, rng=None):
-        return call("trunk", params, batch.features, batch.frame_mask, rng=rng)
+        one, two = (None, None) if rng is None else jax.random.split(rng)
+        return fuse(params, encode(params, batch, one), two)
 
     def join(params, joined, rng=None):
         return call("join", params, joined, rng=rng)
@@ -143,6 +164,8 @@ def make(
     return Model(
         init,
         apply,
+        encode,
+        fuse,
         trunk,
         join,
         heads,

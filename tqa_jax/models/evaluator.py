@@ -1,8 +1,9 @@
 """The Evaluator network: from features and masks to one score a task.
 
-The one thing to know: it runs in three parts, `trunk`, `join` and `heads`. `join` is
-the last shared layer and `heads` what the tasks don't share, so that a weighting gets
-each task's gradient at the last shared layer without going through the trunk again.
+The one thing to know: it runs in four parts. `encode` is what has a time axis, `fuse`
+the rest before the last shared layer, `join` that layer and `heads` what the tasks
+don't share: so training may encode clips in small groups, and a weighting gets each
+task's gradient at the last shared layer without going through the others again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from tqa_jax.models import layers
+from tqa_jax.models import dropout, layers
 
 
 class Evaluator(nn.Module):
@@ -25,7 +26,8 @@ class Evaluator(nn.Module):
         max_frames: longest time axis; sizes the table of positions.
         dtype: of activations.
         remat: name of a policy of `jax.checkpoint_policies` for every encoder and
-            transformer block, or empty to keep all activations.
+            transformer block, or empty to keep all activations. With any of them time
+            attention goes head by head and keeps no weights.
         width: D, of every token.
         encoder: `residual` (`layers.ResidualEncoder`) or `embedder`.
         depth: layers of a residual encoder.
@@ -40,6 +42,8 @@ class Evaluator(nn.Module):
         temporal_heads: attention heads in time.
         temporal_ffn: feed-forward width in time.
         temporal_dropout: rate in the time and cross-modal blocks.
+        temporal_window: frames away, on either side, that time attention sees; 0 for
+            all. Its cost is linear in the length of a clip.
         cross_layers: blocks of attention between modalities at the same frame, before
             pooling; 0 fuses only after pooling and cannot see synchrony.
         attention_dropout: rate on attention weights, everywhere.
@@ -74,6 +78,7 @@ class Evaluator(nn.Module):
     temporal_heads: int
     temporal_ffn: int
     temporal_dropout: float
+    temporal_window: int
     cross_layers: int
     attention_dropout: float
     pooling: str
@@ -93,7 +98,13 @@ class Evaluator(nn.Module):
         """Makes the layers."""
         self.encoders = {name: self._encoder(name) for name in self.modalities}
         self.time = [
-            self._block(self.temporal_heads, self.temporal_ffn, self.temporal_dropout)
+            self._block(
+                self.temporal_heads,
+                self.temporal_ffn,
+                self.temporal_dropout,
+                self.temporal_window,
+                bool(self.remat),
+            )
             for _ in range(self.temporal_layers)
         ]
         self.cross = [
@@ -118,7 +129,7 @@ class Evaluator(nn.Module):
                 ]
             if self.paths in ("a", "both"):
                 self.path_a_expand = self._dense(2 * self.width)
-                self.path_a_drop = layers.Dropout(0.2)
+                self.path_a_drop = dropout.Dropout(0.2)
                 self.path_a_contract = self._dense(self.width)
             if self.gate and self.paths == "both":
                 self.path_gate = self._dense(self.width)
@@ -148,25 +159,39 @@ class Evaluator(nn.Module):
         hidden = self.embedder_hidden.get(name, self.width)
         return module(hidden, self.width, self.dropout, self.dtype)
 
-    def _block(self, heads: int, ffn: int, dropout: float) -> layers.TransformerBlock:
+    def _block(
+        self,
+        heads: int,
+        ffn: int,
+        dropout: float,
+        window: int = 0,
+        remat_attention: bool = False,
+    ) -> layers.TransformerBlock:
         module = self._remat(layers.TransformerBlock, "hidden", "finish")
         return module(
-            heads, ffn, dropout, self.attention_dropout, self.dtype, self.width
+            heads,
+            ffn,
+            dropout,
+            self.attention_dropout,
+            self.dtype,
+            self.width,
+            window,
+            remat_attention,
         )
 
-    def trunk(
+    def encode(
         self,
         features: Mapping[str, Float[Array, "B T _"]],
         frame_mask: Mapping[str, Bool[Array, "B T"]],
     ) -> dict[str, jax.Array]:
-        """Runs everything before the last shared layer.
+        """Runs what has a time axis, nearly all of the work and memory.
 
         Args:
             features: of each modality, preprocessed.
             frame_mask: of each modality; a wholly missing modality is False throughout.
 
         Returns:
-            The inputs of `join`, with leading axis B.
+            The inputs of `fuse`, with leading axis B.
         """
         x = jnp.stack(
             [
@@ -226,26 +251,36 @@ class Evaluator(nn.Module):
         tokens = self.pool_dense(layers.pool(x, mask, self.pooling))  # (B, M, D)
         there = mask.any(axis=-1)
         tokens = jnp.where(there[..., None], tokens, self.absent.astype(self.dtype))
+        return {"tokens": tokens}
+
+    def fuse(self, encoded: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Runs what is left before the last shared layer.
+
+        Returns:
+            The inputs of `join`, with leading axis B.
+        """
+        if self.topology == "early":
+            return dict(encoded)
+        tokens = encoded["tokens"]
+        everyone = jnp.ones(tokens.shape[:-1], bool)
         joined = {}
         if self.paths in ("a", "both"):
             flat = tokens.reshape(*tokens.shape[:-2], -1)
-            hidden = nn.gelu(self.path_a_expand(flat), approximate=False)
+            hidden = layers.gelu(self.path_a_expand(flat))
             joined["hidden"] = self.path_a_drop(hidden)
         if self.paths == "b":
-            everyone = jnp.ones(there.shape, bool)
             *first, last = self.path_b
             for block in first:
                 tokens = block(tokens, everyone)
             joined["residual"], joined["hidden"] = last.hidden(tokens, everyone)
         if self.paths == "both":
-            everyone = jnp.ones(there.shape, bool)
             for block in self.path_b:
                 tokens = block(tokens, everyone)
             joined["other"] = tokens.mean(axis=-2)
         return joined
 
     def join(self, joined: Mapping[str, jax.Array]) -> Float[Array, "B D"]:
-        """Applies the last shared layer to what `trunk` returned.
+        """Applies the last shared layer to what `fuse` returned.
 
         Returns:
             The features that all heads share.
@@ -274,8 +309,8 @@ class Evaluator(nn.Module):
         features: Mapping[str, Float[Array, "B T _"]],
         frame_mask: Mapping[str, Bool[Array, "B T"]],
     ) -> Float[Array, "B K"]:
-        """Scores clips; see `trunk` for the arguments."""
-        shared = self.join(self.trunk(features, frame_mask))
+        """Scores clips; see `encode` for the arguments."""
+        shared = self.join(self.fuse(self.encode(features, frame_mask)))
         return self.heads(jnp.broadcast_to(shared, (len(self.ranges), *shared.shape)))
 
     def last_shared(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ The one thing to know: dropout is on exactly when an rng named `dropout` is give
 are float32; `dtype` is that of the other activations.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,22 +14,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from tqa_jax.models import attention, dropout
+
 _EPSILON = 1e-5
 
 
-def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU, x Phi(x) (Hendrycks and Gimpel 2016), that keeps its derivative.
+
+    Saving Phi(x) + x phi(x) instead of x takes as much memory, and the backward pass
+    has neither erf nor exp.
+    """
+    return _gelu(x)[0]
 
 
-class Dropout(nn.Module):
-    """Dropout that is off without an rng named `dropout`."""
+def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = x.astype(jnp.float32)
+    below = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+    slope = below + wide * density
+    return (wide * below).astype(x.dtype), slope.astype(x.dtype)
 
-    rate: float
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Drops entries of `x`, of any shape."""
-        return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x)
+gelu.defvjp(_gelu, lambda slope, g: (g * slope,))
 
 
 class ResidualEncoder(nn.Module):
@@ -48,7 +57,7 @@ class ResidualEncoder(nn.Module):
         for layer in range(self.depth):
             x = nn.Dense(self.width, dtype=self.dtype, name=f"dense_{layer}")(x)
             x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name=f"norm_{layer}")(x)
-            x = Dropout(self.dropout)(_gelu(x))
+            x = dropout.Dropout(self.dropout)(gelu(x))
         return x + residual
 
 
@@ -65,7 +74,7 @@ class Embedder(nn.Module):
         """Encodes each frame on its own."""
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="dense_0")(x))
         return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(
-            Dropout(self.dropout)(x)
+            dropout.Dropout(self.dropout)(x)
         )
 
 
@@ -82,21 +91,19 @@ class TransformerBlock(nn.Module):
     attention_dropout: float
     dtype: Any
     width: int
+    window: int = 0
+    remat: bool = False
 
     def setup(self) -> None:
         """Makes the layers."""
-        self.attention = nn.MultiHeadDotProductAttention(
-            num_heads=self.heads,
-            dtype=self.dtype,
-            dropout_rate=self.attention_dropout,
-            broadcast_dropout=False,
-            force_fp32_for_softmax=True,
+        self.attention = attention.SelfAttention(
+            self.heads, self.attention_dropout, self.dtype, self.window, self.remat
         )
         self.norm_0 = nn.LayerNorm(_EPSILON, dtype=self.dtype)
         self.norm_1 = nn.LayerNorm(_EPSILON, dtype=self.dtype)
         self.expand = nn.Dense(self.ffn_width, dtype=self.dtype)
         self.contract = nn.Dense(self.width, dtype=self.dtype)
-        self.drop = Dropout(self.dropout)
+        self.drop = dropout.Dropout(self.dropout)
 
     def hidden(
         self, x: Float[Array, "*B T D"], mask: Bool[Array, "*B T"]
@@ -111,12 +118,7 @@ class TransformerBlock(nn.Module):
         Returns:
             The residual stream and the feed-forward's hidden layer.
         """
-        attended = self.attention(
-            x,
-            mask=mask[..., None, None, :],
-            deterministic=not self.has_rng("dropout"),
-        )
-        x = self.norm_0(x + self.drop(attended))
+        x = self.norm_0(x + self.drop(self.attention(x, mask)))
         return x, self.drop(nn.relu(self.expand(x)))
 
     def finish(
@@ -173,10 +175,10 @@ class _Head(nn.Module):
             x = nn.Dense(width, dtype=self.dtype, name=f"dense_{layer}")(x)
             if self.style == "normed":
                 x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name=f"norm_{layer}")(x)
-                x = Dropout(self.dropout / (2 if layer == last else 1))(_gelu(x))
+                x = dropout.Dropout(self.dropout / (2 if layer == last else 1))(gelu(x))
             else:
                 x = nn.relu(x)
-                x = x if layer == last else Dropout(self.dropout)(x)
+                x = x if layer == last else dropout.Dropout(self.dropout)(x)
         return nn.Dense(1, dtype=jnp.float32, name="out")(x)[..., 0]
 
 

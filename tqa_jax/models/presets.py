@@ -20,6 +20,7 @@ _ADVANCED: dict[str, Any] = {
     "temporal_heads": 8,
     "temporal_ffn": 0,
     "temporal_dropout": 0.1,
+    "temporal_window": 0,
     "cross_layers": 0,
     "attention_dropout": 0.1,
     "pooling": "mean_max",
