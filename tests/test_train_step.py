@@ -373,7 +373,7 @@ def test_bfloat16_keeps_norms_and_weights_in_float32():
     full, half = results
     assert half["task_grad_norm"].dtype == half["weight"].dtype == jnp.float32
     np.testing.assert_allclose(
-        half["task_grad_norm"][0], full["task_grad_norm"][0], rtol=2e-2
+        half["task_grad_norm"][0], full["task_grad_norm"][0], rtol=4e-2
     )
     # Rounded to bfloat16 they would be multiples of 2^-7 of their size.
     bits = np.asarray(half["task_grad_norm"]).view(np.uint32) & 0xFFFF

@@ -17,7 +17,7 @@ from tqa_jax import schema
 
 
 class CosineState(NamedTuple):
-    """State of `cosine`; `learning_rate` is that of the latest step."""
+    """State of `cosine`; `learning_rate` is that of the step that comes next."""
 
     step: Int[Array, ""]
     progress: Float[Array, ""]
@@ -55,6 +55,11 @@ def cosine(
     """
     start = max(total_steps - warmup_steps, 1)
 
+    def rate_of(step: Int[Array, ""], progress: Float[Array, ""]) -> jax.Array:
+        warm = jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
+        fall = (1 + jnp.cos(jnp.pi * progress)) / 2
+        return jnp.asarray(warm * (end + (peak - end) * fall), jnp.float32)
+
     def init(params: Any) -> CosineState:
         del params
         return CosineState(
@@ -62,7 +67,7 @@ def cosine(
             progress=jnp.zeros((), jnp.float32),
             period=jnp.full((), start, jnp.float32),
             stalls=jnp.zeros((), jnp.int32),
-            learning_rate=jnp.zeros((), jnp.float32),
+            learning_rate=rate_of(jnp.int32(0), jnp.float32(0)),
         )
 
     def update(
@@ -77,17 +82,13 @@ def cosine(
         new = (stalls - state.stalls).astype(jnp.float32)
         # What is left of the way, 1 - progress, now takes (1 + stretch) times longer.
         period = state.period * (1 + stretch) ** new
-        warm = jnp.minimum(1.0, (state.step + 1) / max(warmup_steps, 1))
-        fall = (1 + jnp.cos(jnp.pi * state.progress)) / 2
-        rate = warm * (end + (peak - end) * fall)
         in_warmup = state.step < warmup_steps
         progress = jnp.where(
             in_warmup, 0.0, jnp.minimum(1.0, state.progress + 1 / period)
         )
-        found = CosineState(
-            state.step + 1, progress, period, stalls, rate.astype(jnp.float32)
-        )
-        return jax.tree.map(lambda u: -rate * u, updates), found
+        step = state.step + 1
+        found = CosineState(step, progress, period, stalls, rate_of(step, progress))
+        return jax.tree.map(lambda u: -state.learning_rate * u, updates), found
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -178,6 +179,8 @@ def make(
             f"unknown schedule {schedule!r}; available: {', '.join(SCHEDULES)}"
         )
     constant = schedule == "constant"
+    # 1 - beta must be the same number whether beta is traced, which is float32, or not.
+    beta1, beta2 = jnp.float32(beta1), jnp.float32(beta2)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(beta1, beta2, mu_dtype=jnp.float32),
@@ -194,5 +197,5 @@ def make(
 
 
 def rate(state: optax.OptState) -> Float[Array, ""]:
-    """Learning rate of the latest step, out of the optimiser's state."""
+    """Learning rate of the step that comes next, out of the optimiser's state."""
     return optax.tree_utils.tree_get(state, "learning_rate")

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from tqa_jax import batch as batches
 from tqa_jax import (
+    hyperparameters,
     losses,
     models,
     multitask,
@@ -125,7 +126,11 @@ def _trunk(
     rng: jax.Array,
     accumulation: int,
 ) -> dict[str, jax.Array]:
-    """Runs the trunk, over micro-batches if there are several."""
+    """Runs the trunk; encodes micro-batches one after another if there are several.
+
+    The fusion sees the whole batch: it is small, has most of the parameters, and their
+    gradients are not needed in every micro-batch.
+    """
     if accumulation == 1:
         return model.trunk(params, batch, rng)
 
@@ -138,10 +143,12 @@ def _trunk(
 
     @jax.checkpoint
     def one(part: tuple[batches.Batch, jax.Array]) -> dict[str, jax.Array]:
-        return model.trunk(params, *part)
+        return model.encode(params, *part)
 
-    rngs = jax.random.split(rng, accumulation)
-    return jax.tree.map(merge, jax.lax.map(one, (jax.tree.map(split, batch), rngs)))
+    fusion_rng, *rngs = jax.random.split(rng, 1 + accumulation)
+    parts = jax.tree.map(split, batch), jnp.stack(rngs)
+    encoded = jax.tree.map(merge, jax.lax.map(one, parts))
+    return model.fuse(params, encoded, fusion_rng)
 
 
 def _next_scale(
@@ -219,7 +226,7 @@ def make(
             )
 
         def agreement(scores: Float[Array, "B K"]) -> Float[Array, ""]:
-            if not objective.consistency_weight:
+            if hyperparameters.off(objective.consistency_weight):
                 return jnp.zeros((), jnp.float32)
             return objective.consistency(scores[:, columns], batch.clip_mask)
 
@@ -236,12 +243,13 @@ def make(
             scale=scale,
         )
         task_norms = jnp.sqrt(jnp.diagonal(found.gram))
+        rate = optim.rate(state.opt_state)
         active = batch.label_mask.any(axis=0)
         signals = weighting.Signals(
             found.losses,
             active,
             task_norms,
-            optim.rate(state.opt_state) / peak_learning_rate,
+            rate / peak_learning_rate,
             weight_rng,
         )
         task_weights = weights.weights(state.weighting, signals)
@@ -258,24 +266,20 @@ def make(
         )
         norm = optax.tree_utils.tree_norm(gradient)
 
-        stalls = state.progress.stalls
-        updates, opt_state = optimizer.update(
-            gradient,
-            state.opt_state,
-            state.params,
-            stalls=stalls[0],
-            task_stalls=stalls[1:],
-        )
-        rate = optim.rate(opt_state)
-        weighting_state = weights.update(
-            state.weighting, signals._replace(rate=rate / peak_learning_rate)
-        )
+        weighting_state = weights.update(state.weighting, signals)
         finite = _all_finite(total, norm, weighting_state)
-        taken = optax.apply_updates(state.params, updates), opt_state, weighting_state
-        params, opt_state, weighting_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            taken,
-            (state.params, state.opt_state, state.weighting),
+        stalls = state.progress.stalls
+
+        def take(params, opt_state, _):
+            updates, opt_state = optimizer.update(
+                gradient, opt_state, params, stalls=stalls[0], task_stalls=stalls[1:]
+            )
+            return optax.apply_updates(params, updates), opt_state, weighting_state
+
+        # Not a choice between two results: that would copy all moments on a CPU.
+        before = state.params, state.opt_state, state.weighting
+        params, opt_state, weighting_state = jax.lax.cond(
+            finite, take, lambda *before: before, *before
         )
         loss_scale = state.loss_scale
         if loss_scale is not None:
@@ -324,6 +328,13 @@ def scan(
         each step's batch (see `pipeline.order`) and metrics have a leading axis of
         steps. The state is donated.
     """
+    return jax.jit(segment(step, sharding), donate_argnums=0)
+
+
+def segment(
+    step: Step, sharding: jax.sharding.Sharding | None = None
+) -> Callable[[State, batches.Batch, Int[Array, "S B"]], tuple[State, Metrics]]:
+    """What `scan` compiles."""
 
     def run(state, data, order):
         def body(state, rows):
@@ -334,4 +345,4 @@ def scan(
 
         return jax.lax.scan(body, state, order)
 
-    return jax.jit(run, donate_argnums=0)
+    return run
