@@ -48,6 +48,15 @@ def test_without_pca_it_is_a_z_score():
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("winsorise", [0.0, 1.5])
+def test_applying_leaves_the_given_rows_as_they_are(winsorise):
+    rows = make_rows()
+    rows[3, 2] = np.nan
+    given = rows.copy()
+    preprocess.apply(fit(rows, winsorise=winsorise), rows)
+    np.testing.assert_array_equal(rows, given)
+
+
 def test_number_of_chunks_changes_nothing():
     rows = make_rows()
     one, many = fit(rows, 4, chunks=1), fit(rows, 4, chunks=50)

@@ -6,9 +6,11 @@ which share its labels and whose scores are pooled afterwards.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -97,19 +99,48 @@ def cut(
     Returns:
         A batch without batch axis, in NumPy.
     """
-    features, frame_mask = {}, {}
+    found = _empty((), frames, transforms, len(clip.labels))
+    _fill(found, (), clip, start, transforms)
+    return found
+
+
+def _empty(
+    lead: tuple[int, ...],
+    frames: int,
+    transforms: Mapping[str, preprocess.Transform],
+    num_tasks: int,
+) -> batch.Batch:
+    """A batch of windows in which nothing is there, in NumPy."""
+    return batch.Batch(
+        {
+            name: np.zeros((*lead, frames, transform.width), np.float32)
+            for name, transform in transforms.items()
+        },
+        {name: np.zeros((*lead, frames), bool) for name in transforms},
+        np.zeros((*lead, num_tasks), np.float32),
+        np.zeros((*lead, num_tasks), bool),
+    )
+
+
+def _fill(
+    into: batch.Batch,
+    place: tuple[int, ...],
+    clip: records.Clip,
+    start: int,
+    transforms: Mapping[str, preprocess.Transform],
+) -> None:
+    """Writes a preprocessed window of a clip into an empty place of a batch."""
     for name, transform in transforms.items():
-        mask = clip.frame_mask[name][start : start + frames]
-        rows = preprocess.apply(
-            transform, clip.features[name][start : start + frames][mask]
-        )
-        frame_mask[name] = np.zeros(frames, bool)
-        frame_mask[name][: len(mask)] = mask
-        features[name] = np.zeros((frames, transform.width), np.float32)
-        features[name][frame_mask[name]] = rows
+        there, features = into.frame_mask[name][place], into.features[name][place]
+        end = start + len(there)
+        mask = clip.frame_mask[name][start:end]
+        keep = slice(None) if mask.all() else mask  # a slice copies nothing
+        rows = clip.features[name][start:end][keep]
+        there[: len(mask)] = mask
+        features[: len(mask)][keep] = preprocess.apply(transform, rows)
     present = np.isfinite(clip.labels)
-    labels = np.where(present, clip.labels, 0).astype(np.float32)
-    return batch.Batch(features, frame_mask, labels, present)
+    into.labels[place] = np.where(present, clip.labels, 0)
+    into.label_mask[place] = present
 
 
 def stack(windows: Sequence[batch.Batch]) -> batch.Batch:
@@ -193,20 +224,23 @@ class Stream:
             for offset, length in records.shard_index(path, shard).tolist()
         ]
 
-    def _window(self, row: int) -> batch.Batch:
-        file, offset, length = self._places[self._clips.window_clip[row]]
-        with file.open("rb") as opened:
-            data = tfrecord.read(opened, offset, length)
-        clip = records.decode(data, self._info.schema, self._info.dtype)
-        start = int(self._clips.window_start[row])
-        return cut(clip, start, self._frames, self._transforms)
-
     def rows(self, rows: Int[np.ndarray, " B"]) -> batch.Batch:
         """Reads the windows of one batch; -1 gives an empty row."""
-        windows = [self._window(max(row, 0)) for row in rows.tolist()]
-        for place in np.flatnonzero(rows < 0):
-            windows[place] = jax.tree.map(np.zeros_like, windows[place])
-        return stack(windows)
+        num_tasks = len(self._info.schema.tasks)
+        found = _empty((len(rows),), self._frames, self._transforms, num_tasks)
+        with contextlib.ExitStack() as stack:
+            opened: dict[pathlib.Path, BinaryIO] = {}
+            for place, row in enumerate(rows.tolist()):
+                if row < 0:
+                    continue
+                path, offset, length = self._places[self._clips.window_clip[row]]
+                if path not in opened:
+                    opened[path] = stack.enter_context(path.open("rb"))
+                data = tfrecord.read(opened[path], offset, length)
+                clip = records.decode(data, self._info.schema, self._info.dtype)
+                start = int(self._clips.window_start[row])
+                _fill(found, (place,), clip, start, self._transforms)
+        return found
 
     def batches(
         self, order: Int[np.ndarray, "S B"], *, ahead: int = 2

@@ -67,8 +67,11 @@ def apply(transform: Transform, rows: Float[Any, "*T D"]) -> Float[Any, "*T P"]:
     """
     xp = rows.__array_namespace__()
     rows = xp.where(xp.isfinite(rows), rows, transform.median)
-    rows = xp.clip(rows, transform.low, transform.high)
-    rows = (rows - transform.mean) * transform.scale
+    if np.isfinite(transform.low).any() or np.isfinite(transform.high).any():
+        rows = xp.clip(rows, transform.low, transform.high)
+    # In place in NumPy, on the copy that `where` made.
+    rows -= transform.mean
+    rows *= transform.scale
     if transform.components.shape[1]:
         rows = rows @ transform.components
     return rows
