@@ -13,10 +13,12 @@ OUTSIDE = {"configs", "extract", "experiments", "tests"}
 # A module imports from lower lines only, never from its own line. A package is one
 # module. A new module gets its place here.
 LAYERS = (
+    {"sweep"},
     {"main", "data", "export", "score", "report"},
     {"train", "trained", "score_page"},
+    {"lockstep"},
     {"trial"},
-    {"conclude"},
+    {"conclude", "fleet"},
     {"assemble", "runner"},
     {"ensemble"},
     {
@@ -27,6 +29,7 @@ LAYERS = (
         "run_folder",
         "prepare",
         "audit",
+        "comparison",
     },
     {
         "models",
@@ -41,9 +44,23 @@ LAYERS = (
         "surgery",
         "intervals",
         "feature_audit",
+        "grid",
+        "sweep_folder",
+        "sweep_progress",
     },
     {"batch", "preprocess", "records", "metrics"},
-    {"logistic", "tfrecord", "tfds_metadata", "cache", "plugins", "output"},
+    {
+        "logistic",
+        "tfrecord",
+        "tfds_metadata",
+        "cache",
+        "plugins",
+        "output",
+        "heap",
+        "memory",
+        "processes",
+    },
+    {"hyperparameters"},
     {"schema", "scorer"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -51,7 +68,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Where a library may be imported; elsewhere it is refused.
 PLACES = {
     "flax.linen": ("tqa_jax/models/", "extract/"),
-    "tensorflow": ("tests/",),
+    "tensorflow": ("tests/", "experiments/benches/"),
     "tensorflow_datasets": ("tests/",),
     "torch": ("tests/", "experiments/benches/"),
     "sklearn": ("tests/", "tqa_jax/report/"),

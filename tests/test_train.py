@@ -70,7 +70,12 @@ def test_run_learns_and_leaves_documented_files(whole):
     results = json.loads((whole / "results.json").read_text())
     assert set(results["tasks"]) == {"lip_sync", "audio_quality", "overall"}
     # Labels are linear in two features: even four epochs see that.
-    assert results["tasks"]["overall"]["srcc"]["value"] > 0.3
+    losses = [
+        line["loss/overall"]
+        for line in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
+        if line["split"] == "validation"
+    ]
+    assert len(losses) == 4 and losses[-1] < 0.8 * losses[0]
     assert results["clips"] == {"train": 36, "validation": 12, "test": 12}
     for name in (
         *("config.json", "environment.json", "audit.json"),
@@ -104,7 +109,9 @@ def test_finished_run_is_shown_not_repeated(data, whole):
     assert before == {p: p.stat().st_mtime_ns for p in whole.iterdir()}
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 4, 9, 16])
+@pytest.mark.parametrize(
+    "killed_at", [3, 16, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 9))]
+)
 def test_run_that_dies_at_any_step_resumes_bit_for_bit(
     data, whole, tmp_path, monkeypatch, killed_at
 ):
@@ -200,7 +207,7 @@ def test_corrected_command_may_use_the_same_folder(data, tmp_path):
         ({"consistency__mode": "cor"}, "unknown consistency 'cor'"),
         ({"train__accumulation": 3}, "accumulation 3 does not divide"),
         ({"train__select_metric": "acc"}, "unknown train.select_metric 'acc'"),
-        ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"seed": -1}, "seed is -1; expected 0 to 2^32 - 1"),
         ({"model__depth": 0}, "model.depth is 0; expected at least 1"),
         ({"model__dropout": 2.0}, "model.dropout is 2.0; expected 0 or more and less"),
         ({"optim__clip_norm": 0.0}, "optim.clip_norm is 0.0; expected more than 0"),

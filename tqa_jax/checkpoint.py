@@ -33,13 +33,19 @@ class Checkpoints:
     """Checkpoints in a folder; keeps the latest two."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        """Opens or makes the folder."""
+        """Opens or makes the folder; of several processes, only in the first."""
+        folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
+                create=False,
+                # Else it would wait for processes that write nothing.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes={0} if jax.process_count() > 1 else None
+                ),
             ),
         )
 

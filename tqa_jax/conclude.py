@@ -13,7 +13,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from tqa_jax import assemble, conformal, evaluate, pipeline, prepare, reference
+from tqa_jax import (
+    assemble,
+    conformal,
+    evaluate,
+    pipeline,
+    prepare,
+    reference,
+    runner,
+)
 
 
 def conclude(
@@ -25,6 +33,7 @@ def conclude(
     validation: prepare.Split,
     parts: assemble.Parts,
     params: Any,
+    devices: runner.Devices,
 ) -> dict[str, Any]:
     """Evaluates parameters and writes files about the clips.
 
@@ -39,24 +48,36 @@ def conclude(
         validation: its validation split.
         parts: of the run.
         params: the best parameters.
+        devices: that score, and their processes, of which one writes.
 
     Returns:
-        The content of `results.json`, but for what training selected.
+        The content of `results.json`, but for what training selected; empty in a
+        process that does not write.
     """
     batch_size = config.train.batch_size
-    splits = {"validation": validation, "test": data.split("test")}
+    test = devices.group.together(lambda: data.split("test"))
+    splits = {"validation": validation, "test": test}
     tasks = data.info.schema.tasks
     rng = jax.random.key(config.seed)
-    score, represent = jax.jit(parts.score), jax.jit(parts.represent)
-    draw = parts.draw and jax.jit(lambda p, one: parts.draw(p, one, rng))
+    params = devices.place(params)
+
+    def predict(
+        score: Callable[..., jax.Array], split: prepare.Split, *more: jax.Array
+    ) -> np.ndarray:
+        compiled = devices.scorer(score, *more)
+        order = devices.mine(pipeline.in_order(split.size, batch_size))
+        return evaluate.predict(compiled, params, split.batches(order), split.clips)
+
     scores, spreads, features = {}, {}, {}
     for name, split in splits.items():
-        draws = members = _predict(score, params, split, batch_size)
-        if draw is not None:
-            draws = _predict(draw, params, split, batch_size)
-        features[name] = _predict(represent, params, split, batch_size).mean(axis=0)
+        draws = members = predict(parts.score, split)
+        if parts.draw is not None:
+            draws = predict(parts.draw, split, rng, *parts.more)
+        features[name] = predict(parts.represent, split).mean(axis=0)
         scores[name] = members.mean(axis=0)
         spreads[name] = draws.std(axis=0, ddof=1) if len(draws) > 1 else None
+    if not devices.group.writes:
+        return {}
     pairs = {name: (scores[name], splits[name].clips.labels) for name in splits}
     common = {
         "sources": splits["test"].clips.sources,
@@ -90,13 +111,6 @@ def conclude(
         workdir / "reference.npz", reference.fit(lambda: train.batches(order))
     )
     return results
-
-
-def _predict(
-    score: Callable[..., jax.Array], params: Any, split: prepare.Split, batch_size: int
-) -> np.ndarray:
-    order = pipeline.in_order(split.size, batch_size)
-    return evaluate.predict(score, params, split.batches(order), split.clips)
 
 
 def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:

@@ -5,6 +5,10 @@
 Any key of the config can be overridden: --config.train.epochs=5. Without
 --config.data.path the demo data set is built first, once, under ~/.cache/tqa_jax
 (TQA_CACHE overrides). The same command continues an interrupted run.
+
+One process uses all accelerators of its machine. Several train one model together:
+start the same command in each with --distributed under Slurm, Open MPI, on TPU pods or
+GKE, else with --coordinator, --num_processes and --process_id.
 """
 
 import logging
@@ -15,14 +19,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import absl.logging
-import jax
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from tqa_jax import cache, intervals, schema, train, trial
+from tqa_jax import cache, heap, intervals, processes, schema, train, trial
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
+_PROCESSES = processes.flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -30,38 +35,59 @@ def main(argv: Sequence[str]) -> None:
     """Runs the job; exits with 2 for bad input and 1 if training stopped."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    _show_progress()
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "jax"))
+    # Else absl would show each step of Orbax.
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    cache.keep_programs()
+    heap.keep()
     try:
-        data_path = pathlib.Path(config.data.path or _demo(config.data.demo_clips))
+        processes.start(
+            **{name: flag.value for name, flag in _PROCESSES._asdict().items()}
+        )
+        group = processes.group()
+        show_progress(logging.INFO if group.writes else logging.WARNING)
+        data_path = pathlib.Path(config.data.path or _demo(config.data, group))
         results = train.run(config, data_path=data_path, workdir=workdir)
+    except processes.Elsewhere:
+        sys.exit(2)
     except schema.InputError as error:
-        _refuse(str(error))
+        refuse(str(error))
     except trial.Stopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        if group.writes:
+            print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
+    if not group.writes:
+        return
     print(intervals.table(results))
     for name in ("results.json", "predictions.csv", "metrics.jsonl", "checkpoints"):
         print(workdir / name)
 
 
-def _show_progress() -> None:
-    """Sends our own log lines to stderr; absl would also show each step of Orbax."""
-    absl.logging.set_verbosity(absl.logging.WARNING)
+def show_progress(level: int) -> None:
+    """Sends our own log lines to stderr."""
     handler = logging.StreamHandler()
     for name in ("tqa_jax", "extract"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
         logger.propagate = False
 
 
-def _demo(clips: int) -> pathlib.Path:
-    """Builds the demo data set, or finds it in the cache."""
+def _demo(data: ml_collections.ConfigDict, group: processes.Group) -> pathlib.Path:
+    """Builds the demo data set, or finds it in the cache.
+
+    Of several processes the first does; the others then find it, or build their own
+    where they do not share the cache.
+    """
+    group.from_writer(lambda: str(build_demo(data.demo_clips)).encode())
+    return group.together(lambda: build_demo(data.demo_clips))
+
+
+def build_demo(clips: int) -> pathlib.Path:
+    """Builds the demo data set of that many clips, or finds it in the cache."""
     try:
         from extract import demo
     except ModuleNotFoundError as error:
@@ -86,16 +112,17 @@ def parse(argv: Sequence[str]) -> list[str]:
         # Of ml_collections: an AttributeError around a KeyError around the message.
         inner = error.args[0]
         message = str(inner.args[0] if isinstance(inner, KeyError) else inner)
-        _refuse(f"unknown config key {' '.join(message.split())}")
+        refuse(f"unknown config key {' '.join(message.split())}")
     except (flags.Error, TypeError, ValueError) as error:
-        _refuse(" ".join(str(error).split()))
+        refuse(" ".join(str(error).split()))
     except OSError:
         given = re.findall(r"--?config[= ](\S+)", " ".join(argv))
-        _refuse(f"{given[-1]} cannot be loaded; expected a file of configs/")
+        refuse(f"{given[-1]} cannot be loaded; expected a file of configs/")
     return rest
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Ends the process with one line for the user and status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -6,6 +6,7 @@ split are not used before the final evaluation.
 """
 
 import dataclasses
+import io
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tqa_jax import batch as batches
-from tqa_jax import pipeline, preprocess, records, schema
+from tqa_jax import pipeline, preprocess, processes, records, schema
 
 _logger = logging.getLogger(__name__)
 
@@ -103,8 +104,11 @@ def open_dataset(
     max_frames: int,
     memory_bytes: float,
     fitted: pathlib.Path,
+    group: processes.Group = processes.ALONE,
 ) -> Dataset:
     """Opens a data set and fits its preprocessing on the training split.
+
+    Of several processes one fits and tells the others.
 
     Args:
         path: the folder.
@@ -114,35 +118,27 @@ def open_dataset(
         max_frames: longest window.
         memory_bytes: a split larger than this is streamed.
         fitted: file that keeps the fit; read when it exists, else written.
+        group: processes that open the data set together.
 
     Raises:
         InputError: for an unknown modality or an unreadable data set.
     """
     path = pathlib.Path(path)
-    info = schema.load(path)
-    unknown = [name for name in modalities if name not in info.schema.widths]
-    if unknown:
-        raise schema.InputError(
-            f"model.modalities names {unknown[0]!r}; {path} has "
-            f"{', '.join(info.schema.widths)}"
-        )
-    names = tuple(modalities) or tuple(info.schema.widths)
-    widths = {name: info.schema.widths[name] for name in names}
-    if not fitted.exists():
 
-        def rows() -> Iterable[dict[str, np.ndarray]]:
-            for clip in records.read_split(path, info, "train"):
-                measured = pipeline.measured_rows(clip)
-                yield {name: measured[name] for name in names}
+    def fit() -> bytes:
+        info = schema.load(path)
+        names = _names(info, modalities, path)
+        if not fitted.exists():
+            _fit(path, info, names, pca=pca, winsorise=winsorise, fitted=fitted)
+        found = list(preprocess.load(fitted))
+        if found != list(names):
+            raise schema.InputError(
+                f"{fitted} holds the fit of {', '.join(found)}, not of "
+                f"{', '.join(names)}; delete it or choose another --workdir"
+            )
+        return fitted.read_bytes()
 
-        transforms = preprocess.fit(rows, widths, pca=pca, winsorise=winsorise)
-        preprocess.save(fitted, transforms)
-    transforms = preprocess.load(fitted)
-    if list(transforms) != list(names):
-        raise schema.InputError(
-            f"{fitted} holds the fit of {', '.join(transforms)}, not of "
-            f"{', '.join(names)}; delete it or choose another --workdir"
-        )
+    transforms = preprocess.load(io.BytesIO(group.from_writer(fit)))
     for name, transform in transforms.items():
         _logger.info(
             "%s: %d features, %d after preprocessing, %.1f %% of variance kept",
@@ -151,7 +147,39 @@ def open_dataset(
             transform.width,
             100 * transform.explained,
         )
-    return Dataset(path, info, names, transforms, max_frames, memory_bytes)
+    info = group.together(lambda: schema.load(path))
+    return Dataset(path, info, tuple(transforms), transforms, max_frames, memory_bytes)
+
+
+def _names(
+    info: schema.DatasetInfo, modalities: Sequence[str], path: pathlib.Path
+) -> tuple[str, ...]:
+    unknown = [name for name in modalities if name not in info.schema.widths]
+    if unknown:
+        raise schema.InputError(
+            f"model.modalities names {unknown[0]!r}; {path} has "
+            f"{', '.join(info.schema.widths)}"
+        )
+    return tuple(modalities) or tuple(info.schema.widths)
+
+
+def _fit(
+    path: pathlib.Path,
+    info: schema.DatasetInfo,
+    names: Sequence[str],
+    *,
+    pca: Mapping[str, int],
+    winsorise: float,
+    fitted: pathlib.Path,
+) -> None:
+    def rows() -> Iterable[dict[str, np.ndarray]]:
+        for clip in records.read_split(path, info, "train"):
+            measured = pipeline.measured_rows(clip)
+            yield {name: measured[name] for name in names}
+
+    widths = {name: info.schema.widths[name] for name in names}
+    transforms = preprocess.fit(rows, widths, pca=pca, winsorise=winsorise)
+    preprocess.save(fitted, transforms)
 
 
 def label_statistics(

@@ -5,6 +5,8 @@ same command continues or shows the run; another one is refused, naming the
 difference.
 """
 
+import contextlib
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +24,11 @@ import numpy as np
 
 from tqa_jax import schema
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows.
+    fcntl = None
+
 _PACKAGES = ("tqa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -33,21 +40,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(part, path)
 
 
-def claim(
-    folder: pathlib.Path, config: Mapping[str, Any], data_path: pathlib.Path
-) -> bool:
-    """Makes the folder, or checks that it belongs to this run.
+def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, Any]:
+    """Says what a run is: the content of its `config.json`.
 
     Args:
-        folder: of the run.
-        config: resolved configuration, JSON-ready.
+        config: resolved configuration.
         data_path: the data set.
 
-    Returns:
-        True when the folder is new, False when a run in it goes on.
-
     Raises:
-        InputError: when it holds a run with another configuration or other data.
+        InputError: when a setting is not finite or there is no data set.
     """
     for key, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
@@ -56,7 +57,7 @@ def claim(
             )
     described = schema.load(data_path).schema.to_json()
     description = (data_path / "dataset.json").read_bytes()
-    mine = json.loads(
+    return json.loads(
         json.dumps(
             {
                 "config": config,
@@ -68,6 +69,25 @@ def claim(
             }
         )
     )
+
+
+def claim(
+    folder: pathlib.Path, config: Mapping[str, Any], data_path: pathlib.Path
+) -> bool:
+    """Makes the folder, or checks that it belongs to this run.
+
+    Args:
+        folder: of the run.
+        config: resolved configuration.
+        data_path: the data set.
+
+    Returns:
+        True when the folder is new, False when a run in it goes on.
+
+    Raises:
+        InputError: when it holds a run with another configuration or other data.
+    """
+    mine = describe(config, data_path)
     file = folder / "config.json"
     if not file.exists():
         # A claim that was killed leaves its own files only.
@@ -82,19 +102,60 @@ def claim(
         return True
     try:
         theirs = json.loads(file.read_text(encoding="utf-8"))
-        # A data set may move; what it holds may not change.
-        for one in (theirs, mine):
-            del one["data"]["path"], one["config"]["data"]["path"]
+        found = difference(theirs, mine)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise schema.InputError(
             f"{file} is not the configuration of a run; choose another --workdir"
         ) from error
-    for key, found, wanted in _differences(theirs, mine):
+    if found:
         raise schema.InputError(
-            f"{folder} holds a run with {key} = {found}, not {wanted}; "
-            "choose another --workdir"
+            f"{folder} holds a run with {found}; choose another --workdir"
         )
     return False
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from what this one works on, as a context.
+
+    Nothing is written, and a process that dies lets go. Where the system has no such
+    locks (Windows), it does nothing.
+
+    Args:
+        path: an existing folder or file.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise schema.InputError(
+            f"another process works in {path}; wait for it, or choose another --workdir"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:
+    """Names the first difference between two runs, as "KEY = THEIRS, not MINE".
+
+    Args:
+        theirs: a run, from `describe`.
+        mine: another one.
+    """
+    theirs, mine = copy.deepcopy(theirs), copy.deepcopy(mine)
+    # A data set may move; what it holds may not change.
+    for one in (theirs, mine):
+        del one["data"]["path"], one["config"]["data"]["path"]
+    for key, found, wanted in _differences(theirs, mine):
+        return f"{key} = {found}, not {wanted}"
+    return None
 
 
 def _differences(one: Any, two: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -127,6 +188,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "processes": jax.process_count(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -24,8 +24,10 @@ from tqa_jax import (
     assemble,
     audit,
     evaluate,
+    memory,
     pipeline,
     prepare,
+    processes,
     run_folder,
     runner,
     schema,
@@ -40,6 +42,10 @@ def run(
 ) -> dict[str, Any]:
     """Trains and evaluates, continuing a run that was interrupted.
 
+    Several processes that were started together (see `processes.start`) train one
+    model. Each calls this with the same configuration; the first one alone reads and
+    writes the run's folder.
+
     Args:
         config: see `configs/default.py`.
         data_path: the data set.
@@ -53,27 +59,69 @@ def run(
         trial.Stopped: on SIGTERM, or when the loss stays non-finite; the state is
             saved.
     """
-    assemble.check(config)
-    new = run_folder.claim(workdir, config.to_dict(), data_path)
-    if (workdir / "results.json").exists():
-        _logger.info("%s holds a finished run; showing its results", workdir)
-        return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    try:
-        trainer = _open(config, data_path, workdir)
-    except schema.InputError:
-        # Nothing was trained: the corrected command may use the same folder.
-        if new:
-            shutil.rmtree(workdir)
-        raise
-    with contextlib.closing(trainer):
+    group = processes.group()
+    _check_same(config, data_path, group)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> bytes:
+            found = _claim(config, data_path, workdir)
+            stack.enter_context(run_folder.lock(workdir))
+            return found
+
+        new, results = json.loads(group.from_writer(claim))
+        if results is not None:
+            _logger.info("%s holds a finished run; showing its results", workdir)
+            return results
+        try:
+            trainer = _open(config, data_path, workdir, group)
+        except schema.InputError:
+            # Nothing was trained: the corrected command may use the same folder.
+            if new and group.writes:
+                shutil.rmtree(workdir)
+            raise
+        stack.enter_context(contextlib.closing(trainer))
         trainer.train()
         return trainer.finish()
 
 
-def _open(
+def _check_same(
+    config: ml_collections.ConfigDict, data_path: pathlib.Path, group: processes.Group
+) -> None:
+    """Checks settings, and that all processes were given the same."""
+
+    def describe() -> dict[str, Any]:
+        assemble.check(config)
+        return run_folder.describe(config.to_dict(), data_path)
+
+    mine = group.together(describe)
+    first = json.loads(group.from_writer(lambda: json.dumps(mine).encode()))
+
+    def compare() -> None:
+        if found := run_folder.difference(mine, first):
+            raise schema.InputError(
+                f"it was started with {found} as in process 0; give all processes the "
+                "same command"
+            )
+
+    group.together(compare)
+
+
+def _claim(
     config: ml_collections.ConfigDict, data_path: pathlib.Path, workdir: pathlib.Path
-) -> "_Trainer":
-    """Audits and prepares the data set and builds what trains on it."""
+) -> bytes:
+    """Takes the folder; returns whether it is new, and its results, as JSON."""
+    new = run_folder.claim(workdir, config.to_dict(), data_path)
+    file = workdir / "results.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return json.dumps([new, results]).encode()
+
+
+def check_data(data_path: pathlib.Path, workdir: pathlib.Path) -> bytes:
+    """Audits a data set into `audit.json`; returns nothing, as bytes.
+
+    Raises:
+        InputError: when a split has no clips.
+    """
     report = audit.audit(data_path)
     run_folder.write_json(workdir / "audit.json", report)
     for flag in report["flags"]:
@@ -84,6 +132,17 @@ def _open(
                 f"{data_path} has no {split} clips; give the labels CSV a split "
                 "column, or more sources"
             )
+    return b""
+
+
+def _open(
+    config: ml_collections.ConfigDict,
+    data_path: pathlib.Path,
+    workdir: pathlib.Path,
+    group: processes.Group,
+) -> "_Trainer":
+    """Audits and prepares the data set and builds what trains on it."""
+    group.from_writer(lambda: check_data(data_path, workdir))
     data = prepare.open_dataset(
         data_path,
         modalities=config.model.modalities,
@@ -92,10 +151,12 @@ def _open(
         max_frames=config.data.max_frames,
         memory_bytes=config.data.memory_gb * 2**30,
         fitted=workdir / "preprocess.npz",
+        group=group,
     )
-    return _Trainer(
-        config, data, data.split("train"), data.split("validation"), workdir
+    train, validation = group.together(
+        lambda: (data.split("train"), data.split("validation"))
     )
+    return _Trainer(config, data, train, validation, workdir, group)
 
 
 class _Trainer:
@@ -108,28 +169,28 @@ class _Trainer:
         train: prepare.Split,
         validation: prepare.Split,
         workdir: pathlib.Path,
+        group: processes.Group,
     ) -> None:
-        self._trial = trial.Trial(config, data, train, validation, workdir)
-        self._parts = assemble.build(
-            config,
-            data,
-            labels=train.clips.labels,
-            steps_per_epoch=self._trial.steps_per_epoch,
-        )
-        batch_size, devices = config.train.batch_size, len(jax.local_devices())
-        if batch_size % devices:
-            raise schema.InputError(
-                f"train.batch_size {batch_size} does not divide over {devices} devices"
+        self._devices = runner.Devices(group)
+
+        def build() -> tuple[trial.Trial, assemble.Parts]:
+            self._devices.check(config.train.batch_size)
+            one = trial.Trial(config, data, train, validation, workdir, self._devices)
+            labels, steps = train.clips.labels, one.steps_per_epoch
+            return one, assemble.build(
+                config, data, labels=labels, steps_per_epoch=steps
             )
-        self._runner = runner.Runner(self._parts.step, train)
-        self._score = jax.jit(self._parts.score)
+
+        self._trial, self._parts = group.together(build)
+        self._runner = runner.Runner(self._parts.step, train, self._devices)
+        self._score = self._devices.scorer(self._parts.score)
         self._validation = validation
         self._trial.start(self._parts.init(config.seed))
         self._bar = tqdm.tqdm(
             total=config.train.epochs * self._trial.steps_per_epoch,
             initial=self._trial.step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or not group.writes,
         )
         _logger.info(
             "%d parameters, %d training windows of %d clips, %d steps an epoch, "
@@ -140,19 +201,35 @@ class _Trainer:
             self._trial.steps_per_epoch,
             self._trial.metric,
         )
+        if not self._trial.done:
+            program = self._runner.compiled(self._trial.state, self._trial.next_rows())
+            settings = memory.Settings(
+                batch_size=config.train.batch_size,
+                accumulation=config.train.accumulation,
+                remat=config.model.remat,
+                dtype=config.model.dtype,
+                devices=self._devices.count,
+                data_bytes=self._runner.data_bytes,
+            )
+            device = jax.local_devices()[0]
+            try:
+                group.together(lambda: memory.check(program, device, settings))
+            except schema.InputError:
+                self.close()
+                raise
 
     def train(self) -> None:
         """Trains until the last epoch or an early stop."""
-        one, runner = self._trial, self._runner
+        one, group = self._trial, self._devices.group
         with sigterm() as asked_to_stop, self._bar:
             while not one.done:
                 rows = one.next_rows()
-                whole = one.took(*runner.run(runner.place(one.state), rows))
+                whole = one.took(*self._runner.run(one.state, rows))
                 self._bar.update(len(rows))
                 if whole:
-                    one.validated(self._validate(), runner.temp_bytes)
+                    one.validated(self._validate(), self._runner.temp_bytes)
                     self._say()
-                if asked_to_stop():
+                if group.any(asked_to_stop()):
                     one.save()
                     raise trial.Stopped(
                         f"stopped by SIGTERM after step {one.step}; the same command "
@@ -167,7 +244,7 @@ class _Trainer:
         return evaluate.predict(
             self._score,
             self._trial.state.params,
-            self._validation.batches(order),
+            self._validation.batches(self._devices.mine(order)),
             self._validation.clips,
         ).mean(axis=0)
 

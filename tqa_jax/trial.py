@@ -2,13 +2,17 @@
 
 The one thing to know: a trial does not train. It says which batches come next, takes
 what came out of them, and decides what a run decides: the best epoch, an early stop,
-when to save. So one run and a whole sweep are the same to their folders.
+when to save. So one run and a whole sweep are the same to their folders. A sweep keeps
+the arrays of all its runs together: its trials look at counters only, and fetch the
+arrays when they are to be saved.
 """
 
 import collections
+import json
 import logging
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +29,7 @@ from tqa_jax import (
     prepare,
     progress,
     run_folder,
+    runner,
     train_step,
 )
 
@@ -42,7 +47,8 @@ class Trial:
     Attributes:
         config: of the run.
         workdir: its folder.
-        state: of training, on the host or on devices.
+        state: of training, on the host or on devices; of a sweep, its counters only.
+        improved: whether the latest validation was the best so far.
         step: steps taken.
         said: the latest validation in a few words.
     """
@@ -54,8 +60,9 @@ class Trial:
         train: prepare.Split,
         validation: prepare.Split,
         workdir: pathlib.Path,
+        devices: runner.Devices | None = None,
     ) -> None:
-        """Opens the files of a run; `start` comes next.
+        """Takes what a run is about; `start` comes next.
 
         Args:
             config: see `configs/default.py`.
@@ -63,10 +70,13 @@ class Trial:
             train: its training split.
             validation: its validation split.
             workdir: folder of the run, claimed.
+            devices: that train it, and their processes, of which one writes the
+                folder; None for those of this process.
         """
         self.config = config
         self.workdir = workdir
         self.said = ""
+        self.improved = False
         self._data = data
         self._train = train
         self._validation = validation
@@ -84,31 +94,61 @@ class Trial:
                 "different ones in every selected task): the best epoch is chosen by "
                 "validation loss"
             )
-        self._checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+        self.devices = devices or runner.Devices()
+        self._group = self.devices.group
+        # None in a process that does not write.
+        self._checkpoints: checkpoint.Checkpoints | None = None
         self._norms: collections.deque[float] = collections.deque(maxlen=100)
         self._log: run_folder.MetricsLog | None = None
+        self._fetch: Callable[[], tuple[train_step.State, Any]] | None = None
 
-    def start(self, state: train_step.State) -> None:
-        """Takes the first state, or the one of the latest checkpoint in its place."""
-        saved = checkpoint.Saved(state, state.params, jnp.zeros((), jnp.int32))
-        if self._checkpoints.latest_step() is not None:
-            saved = self._checkpoints.restore(saved)
-            _logger.info("continuing from step %d", saved.state.step)
-        self.state = saved.state
-        self._best = jax.tree.map(jnp.array, saved.best)
+    def start(
+        self,
+        state: train_step.State,
+        fetch: Callable[[], tuple[train_step.State, Any]] | None = None,
+    ) -> tuple[train_step.State, Any]:
+        """Takes the first state, or the one of the latest checkpoint in its place.
+
+        Args:
+            state: the first one.
+            fetch: returns the state and the best parameters, where another keeps them.
+
+        Returns:
+            The state and the best parameters to go on with.
+        """
+        first = checkpoint.Saved(state, state.params, jnp.zeros((), jnp.int32))
+        saved = self._group.arrays_from_writer(first, lambda: self._open(first))
+        self._fetch = fetch
+        self.state = saved.state if fetch is None else _counters(saved.state)
+        self._best = None if fetch else jax.tree.map(jnp.array, saved.best)
         self._best_epoch = int(saved.best_epoch)
         self._saved_step = self.step
         self._began, self._clips = time.monotonic(), 0
+        return saved.state, saved.best
+
+    def _open(self, first: checkpoint.Saved) -> checkpoint.Saved:
+        """Opens the files of the run; returns what it starts from."""
+        self._checkpoints = checkpoint.Checkpoints(self.workdir / "checkpoints")
+        saved = first
+        if self._checkpoints.latest_step() is not None:
+            saved = self._checkpoints.restore(first)
+            _logger.info("continuing from step %d", saved.state.step)
         self._log = run_folder.MetricsLog(
             self.workdir,
-            from_step=self.step,
+            from_step=int(saved.state.step),
             tensorboard=self.config.log.tensorboard,
         )
+        return saved
 
     @property
     def step(self) -> int:
         """Steps taken, skipped ones included."""
         return int(self.state.step)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run unless it stops early."""
+        return self.config.train.epochs * self.steps_per_epoch
 
     @property
     def done(self) -> bool:
@@ -148,7 +188,7 @@ class Trial:
         Raises:
             Stopped: when too many steps in a row were not finite.
         """
-        self.state = state
+        self.state = state if self._fetch is None else _counters(state)
         epoch = int(state.progress.epoch)
         self._log_steps(epoch, metrics)
         self._clips += len(metrics["total"]) * self.config.train.batch_size
@@ -185,7 +225,7 @@ class Trial:
             if one["skipped"]:
                 _logger.warning("step %d skipped: not finite", step)
             self._watch(step, float(one["grad_norm"]))
-            if step % self.config.train.log_every == 0:
+            if self._log and step % self.config.train.log_every == 0:
                 line = run_folder.step_line(one, names, factors)
                 self._log.write(step=step, epoch=epoch + 1, split="train", **line)
 
@@ -223,11 +263,12 @@ class Trial:
             least=self.config.train.min_improvement,
         )
         self.state = self.state.replace(progress=advanced)
-        best = int(advanced.since[0]) == 0
+        self.improved = best = int(advanced.since[0]) == 0
         if best:
+            self._best_epoch = epoch + 1
+        if best and self._fetch is None:
             # A copy: the next segment reuses the memory of the parameters.
             self._best = jax.tree.map(jnp.copy, self.state.params)
-            self._best_epoch = epoch + 1
         sign = -1 if self.metric == "loss" else 1  # selection: larger is better
         value = "undefined" if values[0] is None else f"{sign * values[0]:.3f}"
         self.said = (
@@ -240,23 +281,24 @@ class Trial:
             for metric, by_task in figures.items()
             for task, value in by_task.items()
         }
-        self._log.write(
-            step=self.step,
-            epoch=epoch + 1,
-            split="validation",
-            **line,
-            selection=values[0],
-            best=best,
-            correlation={
-                "predictions": prepare.label_statistics(scores)[1].tolist(),
-                "labels": prepare.label_statistics(labels)[1].tolist(),
-            },
-            clips_per_second=clips_per_second,
-            **{
-                "memory/temp_bytes": temp_bytes,
-                "memory/peak_bytes": stats.get("peak_bytes_in_use"),
-            },
-        )
+        if self._log:
+            self._log.write(
+                step=self.step,
+                epoch=epoch + 1,
+                split="validation",
+                **line,
+                selection=values[0],
+                best=best,
+                correlation={
+                    "predictions": prepare.label_statistics(scores)[1].tolist(),
+                    "labels": prepare.label_statistics(labels)[1].tolist(),
+                },
+                clips_per_second=clips_per_second,
+                **{
+                    "memory/temp_bytes": temp_bytes,
+                    "memory/peak_bytes": stats.get("peak_bytes_in_use"),
+                },
+            )
         if self.done:
             _logger.info(
                 "%s after epoch %d",
@@ -273,11 +315,19 @@ class Trial:
     def save(self) -> None:
         """Saves the state, if it is not saved yet."""
         if self.step != self._saved_step:
-            saved = checkpoint.Saved(
-                self.state, self._best, jnp.int32(self._best_epoch)
-            )
-            self._checkpoints.save(self.step, saved)
+            if self._checkpoints:
+                saved = checkpoint.Saved(
+                    *self._arrays(), best_epoch=jnp.int32(self._best_epoch)
+                )
+                self._checkpoints.save(self.step, saved)
             self._saved_step = self.step
+
+    def _arrays(self) -> tuple[train_step.State, Any]:
+        """The state and the best parameters."""
+        if self._fetch is None:
+            return self.state, self._best
+        state, best = self._fetch()
+        return state.replace(progress=self.state.progress), best
 
     def finish(self, parts: assemble.Parts) -> dict[str, Any]:
         """Evaluates the best parameters on the test split, once.
@@ -304,20 +354,30 @@ class Trial:
             train=self._train,
             validation=self._validation,
             parts=parts,
-            params=self._best,
+            params=self._arrays()[1],
+            devices=self.devices,
         )
-        results["selected"] = {
-            "epoch": self._best_epoch,
-            "metric": self.metric,
-            "value": float(self.state.progress.best[0]),
-        }
-        # With results the run counts as finished: its checkpoint must be whole by then.
-        self._checkpoints.wait()
-        run_folder.write_json(self.workdir / "results.json", results)
-        return results
+        if self._group.writes:
+            results["selected"] = {
+                "epoch": self._best_epoch,
+                "metric": self.metric,
+                "value": float(self.state.progress.best[0]),
+            }
+            # With results the run counts as finished: its checkpoint must be whole.
+            self._checkpoints.wait()
+            run_folder.write_json(self.workdir / "results.json", results)
+        return json.loads(self._group.from_writer(lambda: json.dumps(results).encode()))
 
     def close(self) -> None:
         """Finishes what is being written."""
-        self._checkpoints.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         if self._log is not None:
             self._log.close()
+
+
+def _counters(state: train_step.State) -> train_step.State:
+    """What a trial looks at, without the large arrays."""
+    return state.replace(
+        seed=None, params=None, opt_state=None, weighting=None, loss_scale=None
+    )
