@@ -10,12 +10,22 @@ import pytest
 from ml_collections import config_flags
 
 from configs import default
+from configs.sweeps import weighting as sweep_weighting
 from tests import small
-from tqa_jax import assemble, prepare, schema, surgery, train_step, weighting
+from tqa_jax import (
+    assemble,
+    grid,
+    prepare,
+    schema,
+    surgery,
+    train_step,
+    weighting,
+)
 from tqa_jax.models import presets
 
 FOLDER = pathlib.Path(default.__file__).parent
 CONFIGS = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
+SWEEPS = sorted(p.stem for p in (FOLDER / "sweeps").glob("[!_]*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,25 @@ def test_config_builds_and_its_step_lowers(name, data):
     widths = {name: data.transforms[name].width for name in data.modalities}
     model = assemble.make_model(config, widths, data.info.schema.tasks)
     assert model.options["preset"] == config.model.preset
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep_config_has_groups_of_seeds_whose_runs_build(name, data):
+    module = importlib.import_module(f"configs.sweeps.{name}")
+    assert f"--config=configs/sweeps/{name}.py" in module.__doc__
+    labels = data.split("train").clips.labels
+    facts = assemble.look_up(data, labels=labels, steps_per_epoch=4)
+    groups = grid.groups(grid.plan(module.get_config()))
+    assert len(groups) > 1
+    for runs, numbers in groups:
+        assert len(runs) == 5 and set(numbers) == {"seed"}
+        assemble.check_fit(runs[0].config, facts)
+
+
+def test_weighting_sweep_leaves_no_weighting_out_but_copies():
+    names = sweep_weighting.get_config().grid.weighting.name
+    # The same method by another name, and an older system's variant.
+    assert set(names) == set(weighting.available()) - {"imtl_l", "gradnorm_simple"}
 
 
 def test_default_config_names_every_model_option():

@@ -11,6 +11,7 @@ from tests import test_train_step as steps
 from tqa_jax import ensemble, schema, train, train_step, trained
 
 
+@pytest.mark.slow
 def test_members_equal_runs_of_their_seeds():
     model = steps.make_model(dropout=0.2)
     step, init = steps.make_parts(model)

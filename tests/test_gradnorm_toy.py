@@ -54,6 +54,7 @@ def loss_of(params, task, samples):
     return jnp.mean((outputs - samples.targets[task]) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_seeds_in_one_program_equal_separate_runs(seed):
     for name, alone in run(methods("gradnorm", "uncertainty"), seeds=[seed]).items():

@@ -1,7 +1,10 @@
 """From a configuration to the pure functions that it stands for.
 
-The one thing to know: settings are checked here, before a step is compiled; a misspelt
-name or a number that cannot work is an `InputError`.
+The one thing to know: `build` checks settings before a step is compiled, a misspelt
+name or a number that cannot work is an `InputError`, and then calls `make`, which only
+puts functions together. So `make` may itself be called while tracing, with numbers of
+the configuration that are traced (see `hyperparameters`): that is how the runs of a
+sweep share a program.
 """
 
 import logging
@@ -37,17 +40,66 @@ class Parts(NamedTuple):
     Attributes:
         step: `(state, batch) -> (state, metrics)`, of all members of an ensemble.
         init: `seed -> state`, compiled.
-        score: `(params, batch) -> scores` of every member.
-        draw: `(params, batch, rng) -> scores` of draws of dropout; None for an
-            ensemble, whose members say how certain a score is.
-        represent: `(params, batch) -> (M, B, D)`, the features that all heads read.
+        score: `(params, batch) -> scores` of every member, compiled.
+        draw: `(params, batch, rng) -> scores` of draws of dropout, compiled; None for
+            an ensemble, whose members say how certain a score is.
+        represent: `(params, batch) -> (M, B, D)`, the features that all heads read,
+            compiled.
+        more: further arguments of `draw`: numbers of a sweep's run.
     """
 
     step: train_step.Step
-    init: Callable[[int], train_step.State]
+    init: Callable[[int | jax.Array], train_step.State]
     score: Callable[[Any, batches.Batch], Float[Array, "M B K"]]
     draw: Callable[[Any, batches.Batch, jax.Array], Float[Array, "S B K"]] | None
     represent: Callable[[Any, batches.Batch], Float[Array, "M B D"]]
+    more: tuple[Any, ...] = ()
+
+
+class Facts(NamedTuple):
+    """What a configuration needs to know of the data.
+
+    Attributes:
+        tasks: of the data set.
+        widths: of each modality after preprocessing, in the order of tokens.
+        label_means: of each task over training clips.
+        label_variances: of each task over training clips.
+        label_correlation: between tasks over training clips (K, K).
+        steps_per_epoch: training steps of an epoch.
+    """
+
+    tasks: Sequence[schema.Task]
+    widths: Mapping[str, int]
+    label_means: np.ndarray
+    label_variances: np.ndarray
+    label_correlation: np.ndarray
+    steps_per_epoch: int
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tasks."""
+        return [task.name for task in self.tasks]
+
+
+def look_up(
+    data: prepare.Dataset, *, labels: np.ndarray, steps_per_epoch: int
+) -> Facts:
+    """Finds what configurations need to know of a data set.
+
+    Args:
+        data: the opened data set.
+        labels: training labels (clips, K).
+        steps_per_epoch: training steps of an epoch.
+    """
+    means, correlation = prepare.label_statistics(labels)
+    return Facts(
+        data.info.schema.tasks,
+        {name: data.transforms[name].width for name in data.modalities},
+        means,
+        prepare.label_variances(labels),
+        correlation,
+        steps_per_epoch,
+    )
 
 
 def build(
@@ -68,23 +120,27 @@ def build(
     Raises:
         InputError: for a setting that does not exist or does not fit the data.
     """
-    check(config)
-    total_steps = config.train.epochs * steps_per_epoch
-    if config.optim.warmup_steps >= total_steps:
-        raise schema.InputError(
-            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of the "
-            f"run's {total_steps} steps; lower it or raise train.epochs"
-        )
-    tasks = data.info.schema.tasks
-    names = data.info.schema.task_names
-    widths = {name: data.transforms[name].width for name in data.modalities}
-    model = make_model(config, widths, tasks)
+    facts = look_up(data, labels=labels, steps_per_epoch=steps_per_epoch)
+    check_fit(config, facts)
+    check_shared(config, facts)
+    return make(config, facts)
+
+
+def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
+    """Puts the functions together; looks at no number that may be traced.
+
+    Args:
+        config: checked by `check_fit`; its `hyperparameters` may be traced.
+        facts: of the data.
+    """
+    names = facts.names
+    model = make_model(config, facts.widths, facts.tasks)
     weights = weighting.make(
         config.weighting.name,
         tasks=names,
         facts={
-            "label_variances": prepare.label_variances(labels),
-            "steps_per_epoch": steps_per_epoch,
+            "label_variances": facts.label_variances,
+            "steps_per_epoch": facts.steps_per_epoch,
         },
         **config.weighting.get(config.weighting.name, {}),
     )
@@ -93,17 +149,11 @@ def build(
         combine = surgery.make(
             config.surgery.name, **config.surgery.get(config.surgery.name, {})
         )
-    shared = (
-        tuple(config.weighting.shared.split("/")) if config.weighting.shared else ()
-    )
-    _check_shared(model, data, shared or model.last_shared)
-    _check_tasks("optim.task_factors", config.optim.task_factors, names)
-    _check_tasks("train.select_weights", config.train.select_weights, names)
     optimizer = optim.make(
         learning_rate=config.optim.learning_rate,
         schedule=config.optim.schedule,
         warmup_steps=config.optim.warmup_steps,
-        total_steps=total_steps,
+        total_steps=config.train.epochs * facts.steps_per_epoch,
         end_learning_rate=config.optim.end_learning_rate,
         stretch=config.optim.stretch,
         weight_decay=config.optim.weight_decay,
@@ -113,32 +163,17 @@ def build(
         task_factors=task_factors(config, names),
         plateau_drop=config.optim.plateau_drop,
     )
-    means, correlation = prepare.label_statistics(labels)
-    columns = [k for k, n in enumerate(names) if n not in config.consistency.exclude]
-    consistency_weight = config.consistency.weight
-    if consistency_weight and len(columns) < 2:
-        _logger.warning(
-            "no consistency: it compares two tasks, and of %s it may look at %d "
-            "(consistency.exclude)",
-            ", ".join(names),
-            len(columns),
-        )
-        consistency_weight = 0.0
+    columns = _consistency_columns(config, names)
     objective = train_step.Objective(
         l1_weight=config.loss.l1_weight,
         consistency=regularizers.make(
-            config.consistency.mode, correlation[np.ix_(columns, columns)]
+            config.consistency.mode, facts.label_correlation[np.ix_(columns, columns)]
         ),
-        consistency_weight=consistency_weight,
+        consistency_weight=config.consistency.weight if len(columns) > 1 else 0.0,
         consistency_tasks=tuple(columns),
         smoothing=config.loss.label_smoothing,
-        label_means=jnp.asarray(means),
+        label_means=jnp.asarray(facts.label_means),
     )
-    if config.train.batch_size % config.train.accumulation:
-        raise schema.InputError(
-            f"train.accumulation {config.train.accumulation} does not divide "
-            f"train.batch_size {config.train.batch_size}"
-        )
     step = train_step.make(
         model=model,
         optimizer=optimizer,
@@ -147,7 +182,7 @@ def build(
         peak_learning_rate=config.optim.learning_rate,
         accumulation=config.train.accumulation,
         combine=combine,
-        shared=shared,
+        shared=_shared(config),
     )
 
     def init(seed: jax.Array) -> train_step.State:
@@ -156,7 +191,7 @@ def build(
             model=model,
             optimizer=optimizer,
             weights=weights,
-            num_tasks=len(tasks),
+            num_tasks=len(names),
             scale_loss=config.model.dtype == "float16",
         )
 
@@ -166,6 +201,7 @@ def build(
     def represent(params, batch):
         return model.join(params, model.trunk(params, batch))[None]
 
+    @jax.jit
     def draw(params, batch, rng):
         rngs = jax.random.split(rng, config.evaluate.dropout_draws)
         return jax.lax.map(lambda one: model.apply(params, batch, one), rngs)
@@ -180,7 +216,13 @@ def build(
     if config.train.members > 1 or not config.evaluate.dropout_draws:
         draw = None
     compiled = jax.jit(init)
-    return Parts(step, lambda seed: compiled(jnp.uint32(seed)), score, draw, represent)
+    return Parts(
+        step,
+        lambda seed: compiled(jnp.uint32(seed)),
+        jax.jit(score),
+        draw,
+        jax.jit(represent),
+    )
 
 
 def make_model(
@@ -217,8 +259,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
         InputError: naming the key, what it is and what was expected.
     """
-    if config.seed < 0:
-        raise schema.InputError(f"seed is {config.seed}; expected 0 or more")
+    if not 0 <= config.seed < 2**32:
+        raise schema.InputError(f"seed is {config.seed}; expected 0 to 2^32 - 1")
     for key, least in (
         ("data.max_frames", 1),
         ("optim.plateau_patience", 1),
@@ -248,22 +290,69 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
 
 
-def _check_shared(
-    model: models.Model, data: prepare.Dataset, path: Sequence[str]
-) -> None:
-    """Checks, on shapes alone, that all tasks share the parameter of that path."""
-    features = {
-        name: jnp.zeros((1, 2, data.transforms[name].width)) for name in data.modalities
-    }
+def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> None:
+    """Checks every setting against the data, but for `check_shared`.
+
+    Raises:
+        InputError: for a setting that does not exist or does not fit the data.
+    """
+    check(config)
+    total_steps = config.train.epochs * facts.steps_per_epoch
+    if config.optim.warmup_steps >= total_steps:
+        raise schema.InputError(
+            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of the "
+            f"run's {total_steps} steps; lower it or raise train.epochs"
+        )
+    names = facts.names
+    _check_tasks("optim.task_factors", config.optim.task_factors, names)
+    _check_tasks("train.select_weights", config.train.select_weights, names)
+    if config.train.batch_size % config.train.accumulation:
+        raise schema.InputError(
+            f"train.accumulation {config.train.accumulation} does not divide "
+            f"train.batch_size {config.train.batch_size}"
+        )
+    columns = _consistency_columns(config, names)
+    if config.consistency.weight and len(columns) < 2:
+        _logger.warning(
+            "no consistency: it compares two tasks, and of %s it may look at %d "
+            "(consistency.exclude)",
+            ", ".join(names),
+            len(columns),
+        )
+    make(config, facts)  # Factories check their own options.
+
+
+def _consistency_columns(
+    config: ml_collections.ConfigDict, names: Sequence[str]
+) -> list[int]:
+    """Numbers of the tasks that the consistency looks at."""
+    return [k for k, n in enumerate(names) if n not in config.consistency.exclude]
+
+
+def _shared(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Path that the configuration gives for the last shared parameter, or empty."""
+    return tuple(config.weighting.shared.split("/")) if config.weighting.shared else ()
+
+
+def check_shared(config: ml_collections.ConfigDict, facts: Facts) -> None:
+    """Checks, on shapes alone, that all tasks share `weighting.shared`, if it is given.
+
+    Raises:
+        InputError: with the parameters to choose from.
+    """
+    if not config.weighting.shared:
+        return
+    model = make_model(config, facts.widths, facts.tasks)
+    features = {name: jnp.zeros((1, 1, width)) for name, width in facts.widths.items()}
     one = batches.Batch(
         features,
-        {name: jnp.ones((1, 2), bool) for name in features},
+        {name: jnp.ones((1, 1), bool) for name in features},
         jnp.zeros((1, 1)),
         jnp.ones((1, 1), bool),
     )
     params = jax.eval_shape(model.init, jax.random.key(0))
     joined = jax.eval_shape(model.trunk, params, one)
-    multitask.check_shared(model.join, params, joined, path)
+    multitask.check_shared(model.join, params, joined, _shared(config))
 
 
 def _check_tasks(key: str, given: Iterable[str], names: Sequence[str]) -> None:

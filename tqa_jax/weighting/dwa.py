@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tqa_jax import schema, weighting
+from tqa_jax import hyperparameters, schema, weighting
 
 _TINY = 1e-8
 
@@ -48,7 +48,7 @@ def make(
     Raises:
         InputError: for a temperature that is not positive.
     """
-    if not temperature > 0:
+    if hyperparameters.known(temperature) and not temperature > 0:
         raise schema.InputError(
             f"weighting.dwa.temperature is {temperature}; expected more than 0"
         )

@@ -11,9 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-import numpy as np
 
-from tqa_jax import schema, weighting
+from tqa_jax import hyperparameters, schema, weighting
 
 
 def make(
@@ -28,20 +27,20 @@ def make(
     Raises:
         InputError: for an unknown task, or a weight that is negative or not finite.
     """
-    vector = np.ones(len(tasks), np.float32)
+    vector = [1.0] * len(tasks)
     for name, value in (values or {}).items():
         if name not in tasks:
             raise schema.InputError(
                 f"weighting.fixed.values names unknown task {name!r}; "
                 f"available: {', '.join(tasks)}"
             )
-        if not (math.isfinite(value) and value >= 0):
+        if hyperparameters.known(value) and not (math.isfinite(value) and value >= 0):
             raise schema.InputError(
                 f"weighting.fixed.values.{name} is {value}; expected 0 or more"
             )
         vector[list(tasks).index(name)] = value
     return weighting.Weighting(
         init=lambda: (),
-        weights=lambda state, signals: jnp.array(vector),
+        weights=lambda state, signals: jnp.array(vector, jnp.float32),
         update=lambda state, signals: state,
     )

@@ -11,7 +11,7 @@ plain maximum, as mu grows, equal weights. Costs nothing and has no memory.
 
 from collections.abc import Sequence
 
-from tqa_jax import schema, weighting
+from tqa_jax import hyperparameters, schema, weighting
 
 
 def make(*, tasks: Sequence[str], mu: float = 1.0) -> weighting.Weighting:
@@ -24,7 +24,7 @@ def make(*, tasks: Sequence[str], mu: float = 1.0) -> weighting.Weighting:
     Raises:
         InputError: for a mu that is not positive.
     """
-    if not mu > 0:
+    if hyperparameters.known(mu) and not mu > 0:
         raise schema.InputError(f"weighting.stch.mu is {mu}; expected more than 0")
 
     def weights(state, signals):

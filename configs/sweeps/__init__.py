@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one base configuration, compared in a table."""

@@ -1,0 +1,262 @@
+"""What the runs of a sweep are worth, setting by setting: the table at its end.
+
+The one thing to know: two things vary that nobody chose, the seed and the clips that
+happened to be rated, and each has its test: `p_seeds` asks whether the difference would
+be there with other seeds, `p_clips` whether on other clips. Both compare with the first
+setting, and both are corrected for the number of settings that are (Holm 1979).
+"""
+
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from tqa_jax import intervals, metrics
+
+_LEAST_SEEDS = 3
+_LEAST_SOURCES = 3
+_RESAMPLES = 1000
+_DEFINED = 0.9  # share of resamples that must have a value
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Test clips of a run.
+
+    Attributes:
+        clips: their names.
+        sources: of each clip.
+        scores: predicted, by task.
+        labels: opinion scores, by task; NaN where missing.
+    """
+
+    clips: tuple[str, ...]
+    sources: tuple[str, ...]
+    scores: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        setting: what the run has changed beside the seed, by key.
+        seed: of the run.
+        results: content of its `results.json`, None if it failed.
+        predictions: on its test clips, None if it failed.
+    """
+
+    setting: Mapping[str, Any]
+    seed: int
+    results: Mapping[str, Any] | None
+    predictions: Predictions | None
+
+
+def read_predictions(path: pathlib.Path) -> Predictions:
+    """Reads the test clips of a run's `predictions.csv`."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    names = [key.removesuffix("_score") for key in rows[0] if key.endswith("_score")]
+
+    def column(key: str) -> np.ndarray:
+        return np.array([float(row[key] or "nan") for row in rows])
+
+    return Predictions(
+        tuple(row["clip"] for row in rows),
+        tuple(row["source"] for row in rows),
+        {name: column(f"{name}_score") for name in names},
+        {name: column(f"{name}_label") for name in names},
+    )
+
+
+def compare(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Makes the table.
+
+    Args:
+        outcomes: of all runs, the settings in the order of the table.
+
+    Returns:
+        A row a setting: its keys; `seeds` (finished) and `failed`; `srcc`, `plcc` and
+        `rmse` (mean over seeds of the mean over tasks) with `..._sd` over seeds;
+        `srcc/<task>` likewise; `rank`, the mean over seeds of the place that the
+        setting takes by SRCC; and, beside the first, `difference` of the SRCC to the
+        first setting's, its 95 % interval over clips `low` and `high`, `p_clips` and
+        `p_seeds`. None where it is undefined: failed runs, fewer than 3 common seeds,
+        fewer than 3 sources of clips, or other test clips.
+    """
+    settings = list({_key(one): one.setting for one in outcomes}.values())
+    members = [[o for o in outcomes if o.setting == one] for one in settings]
+    finished = [[o for o in some if o.results is not None] for some in members]
+    tasks = list(
+        dict.fromkeys(t for f in finished for o in f for t in o.results["tasks"])
+    )
+    ranks = _ranks(finished)
+    rows = []
+    for setting, all_of_it, done in zip(settings, members, finished, strict=True):
+        row: Row = dict(setting)
+        row |= {"seeds": len(done), "failed": len(all_of_it) - len(done)}
+        for metric in ("srcc", "plcc", "rmse"):
+            row |= _spread(metric, [o.results["average"][metric] for o in done])
+        for task in tasks:
+            found = [o.results["tasks"].get(task, {}).get("srcc", {}) for o in done]
+            row |= _spread(f"srcc/{task}", found)
+        row["rank"] = ranks[len(rows)]
+        row |= dict.fromkeys(("difference", "low", "high", "p_clips", "p_seeds"))
+        if rows:
+            row |= _over_clips(done, finished[0]) | _over_seeds(done, finished[0])
+        rows.append(row)
+    for name in ("p_clips", "p_seeds"):
+        for row, value in zip(rows, _holm([row[name] for row in rows]), strict=True):
+            row[name] = value
+    return rows
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The table with all columns and digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table for people: means with standard deviations, two or three digits."""
+    keys = list(rows[0])
+    settings = keys[: keys.index("seeds")]
+    tasks = [k for k in keys if k.startswith("srcc/") and not k.endswith("_sd")]
+    lines = []
+    for row in rows:
+        count = f"{row['seeds']}" + (
+            f" ({row['failed']} failed)" if row["failed"] else ""
+        )
+        cells = [str(row[key]) for key in settings] + [count]
+        cells += [_plus_minus(row, metric) for metric in ("srcc", "plcc", "rmse")]
+        cells += [_plus_minus(row, task) for task in tasks]
+        cells.append("-" if row["rank"] is None else f"{row['rank']:.1f}")
+        difference = "-" if row["difference"] is None else f"{row['difference']:+.3f}"
+        if row["low"] is not None:
+            difference += f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        cells.append(difference)
+        cells += [
+            "-" if row[name] is None else f"{row[name]:.3f}"
+            for name in ("p_seeds", "p_clips")
+        ]
+        lines.append(cells)
+    head = [*settings, "seeds", "SRCC", "PLCC", "RMSE"]
+    head += [task.removeprefix("srcc/") for task in tasks]
+    head += ["rank", "to the first", "p (seeds)", "p (clips)"]
+    lines = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _key(outcome: Outcome) -> str:
+    return repr(sorted(outcome.setting.items()))
+
+
+def _spread(name: str, found: Sequence[Mapping[str, Any]]) -> Row:
+    """Mean and sample standard deviation over the seeds with a value."""
+    values = [one["value"] for one in found if one.get("value") is not None]
+    return {
+        name: float(np.mean(values)) if values else None,
+        f"{name}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }
+
+
+def _by_seed(done: Sequence[Outcome]) -> dict[int, float]:
+    """Mean SRCC by seed, where it is defined."""
+    found = {o.seed: o.results["average"]["srcc"]["value"] for o in done}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _ranks(finished: Sequence[Sequence[Outcome]]) -> list[float | None]:
+    """Mean over seeds of each setting's place among those that have the seed."""
+    places: list[list[float]] = [[] for _ in finished]
+    values = [_by_seed(done) for done in finished]
+    for seed in sorted({seed for one in values for seed in one}):
+        there = [number for number, one in enumerate(values) if seed in one]
+        ranks = stats.rankdata([-values[number][seed] for number in there])
+        for number, rank in zip(there, ranks, strict=True):
+            places[number].append(rank)
+    return [float(np.mean(one)) if one else None for one in places]
+
+
+def _over_seeds(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
+    """Difference of mean SRCC and its paired t-test over the seeds of both."""
+    mine, theirs = _by_seed(done), _by_seed(first)
+    differences = np.array(
+        [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    )
+    if not len(differences):
+        return {"difference": None, "p_seeds": None}
+    p = None
+    if len(differences) >= _LEAST_SEEDS and np.ptp(differences) > 0:
+        p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return {"difference": float(differences.mean()), "p_seeds": p}
+
+
+def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
+    """Interval and test of the difference by a paired bootstrap of sources."""
+    seeds = {o.seed for o in done} & {o.seed for o in first}
+    runs = [[o.predictions for o in side if o.seed in seeds] for side in (done, first)]
+    nothing = {"low": None, "high": None, "p_clips": None}
+    if not seeds or len({(p.clips, p.sources) for side in runs for p in side}) > 1:
+        return nothing
+    sources = runs[0][0].sources
+    if len(set(sources)) < _LEAST_SOURCES:
+        return nothing
+    counts = intervals.source_counts(
+        sources, resamples=_RESAMPLES, rng=np.random.default_rng(0)
+    )
+    one, other = (np.array([_draws(p, counts) for p in side]) for side in runs)
+    # Tasks that have a value in every run (K, R).
+    defined = np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
+    enough = defined.any(axis=0)
+    if enough.mean() < _DEFINED:
+        return nothing
+    differences = np.where(defined, one.mean(axis=0) - other.mean(axis=0), 0)
+    differences = differences.sum(axis=0)[enough] / defined.sum(axis=0)[enough]
+    low, high = np.percentile(differences, (2.5, 97.5))
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(differences)))
+    return {"low": float(low), "high": float(high), "p_clips": p}
+
+
+def _draws(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """SRCC of each task on each resample (K, R); NaN where it is undefined."""
+    found = []
+    for task, labels in predictions.labels.items():
+        known = ~np.isnan(labels)
+        scores = predictions.scores[task][known]
+        if known.sum() < 3:
+            found.append(np.full(len(counts), math.nan))
+            continue
+        found.append(metrics.resampled("srcc", scores, labels[known], counts[:, known]))
+    return np.array(found)
+
+
+def _holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction over the values that there are."""
+    order = sorted((value, i) for i, value in enumerate(values) if value is not None)
+    result: list[float | None] = [None] * len(values)
+    largest = 0.0
+    for place, (value, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - place) * value))
+        result[i] = largest
+    return result
+
+
+def _plus_minus(row: Row, name: str) -> str:
+    if row[name] is None:
+        return "-"
+    spread = row[f"{name}_sd"]
+    return f"{row[name]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")

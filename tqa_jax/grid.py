@@ -1,0 +1,205 @@
+"""Which runs a sweep consists of, and which of them share a program.
+
+The one thing to know: a run is a whole configuration, the base with a few settings
+changed. Runs that differ in `hyperparameters` only are a group: one compiled program.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from tqa_jax import hyperparameters, schema
+
+# Their keys are names of a data set, so the base need not have them.
+_OPEN = (
+    "optim.task_factors",
+    "preprocess.pca",
+    "train.select_weights",
+    "weighting.fixed.values",
+)
+_KEYS = {"base", "grid", "random", "at_once"}
+_LONGEST_NAME = 150
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        settings: what it changes in the base, by key.
+        config: the whole configuration.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    config: ml_collections.ConfigDict
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What it changes beside the seed; runs that agree in it are one row."""
+        return {key: value for key, value in self.settings.items() if key != "seed"}
+
+
+def plan(sweep: ml_collections.ConfigDict) -> list[Run]:
+    """Lists the runs of a sweep: all combinations of the grid, for each random draw.
+
+    Args:
+        sweep: see `configs/sweeps/weighting.py`.
+
+    Returns:
+        Runs in the alphabetical order of keys, the seed changing fastest.
+
+    Raises:
+        InputError: for a key that no run has, a sweep without runs, or equal runs.
+    """
+    if set(sweep) != _KEYS:
+        raise schema.InputError(
+            f"the sweep has the sections {', '.join(sorted(sweep))}; expected "
+            f"{', '.join(sorted(_KEYS))} (see configs/sweeps/weighting.py)"
+        )
+    if sweep.at_once < 0:
+        raise schema.InputError(f"at_once is {sweep.at_once}; expected 0 or more")
+    choices = dict(hyperparameters.flatten(sweep.grid.to_dict()))
+    if "seed" in choices:
+        choices["seed"] = choices.pop("seed")
+    for key, values in choices.items():
+        if not isinstance(values, tuple | list) or not values:
+            raise schema.InputError(
+                f"grid.{key} is {values!r}; expected one value or more, as (0, 1, 2)"
+            )
+    settings = [
+        draw | dict(zip(choices, values, strict=True))
+        for draw in _draws(sweep.random)
+        for values in itertools.product(*choices.values())
+    ]
+    if not settings or not settings[0]:
+        raise schema.InputError("the sweep has no runs; give the grid a key")
+    configs = [_apply(sweep.base, one) for one in settings]
+    # As the configuration has them: 0 is 0.0 where a float is expected.
+    settings = [
+        {key: _get(config, key) for key in one}
+        for config, one in zip(configs, settings, strict=True)
+    ]
+    runs = list(map(Run, _names(settings), settings, configs))
+    seen: dict[str, str] = {}
+    for run in runs:
+        text = json.dumps(run.config.to_dict(), sort_keys=True)
+        if text in seen:
+            raise schema.InputError(f"runs {seen[text]} and {run.name} are the same")
+        seen[text] = run.name
+    return runs
+
+
+def groups(runs: Sequence[Run]) -> list[tuple[list[Run], dict[str, np.ndarray]]]:
+    """Puts together the runs that share a program.
+
+    Returns:
+        The runs of each group with the numbers in which they differ, and their seeds,
+        by key: an array with an entry for each run.
+    """
+    found: dict[str, list[tuple[Run, dict[str, float]]]] = {}
+    for run in runs:
+        numbers = hyperparameters.find(run.config)
+        rest = {
+            key: value
+            for key, value in hyperparameters.flatten(run.config.to_dict())
+            if key not in numbers
+        }
+        key = json.dumps([rest, sorted(numbers)], sort_keys=True)
+        found.setdefault(key, []).append((run, numbers))
+    together = []
+    for members in found.values():
+        columns = {key: [n[key] for _, n in members] for key in members[0][1]}
+        differ = {
+            key: np.array(values, np.uint32 if key == "seed" else np.float32)
+            for key, values in columns.items()
+            if key == "seed" or len(set(values)) > 1
+        }
+        together.append(([run for run, _ in members], differ))
+    return together
+
+
+def _draws(random: ml_collections.ConfigDict) -> Iterator[dict[str, float]]:
+    """Draws settings at random; one that changes nothing without ranges."""
+    ranges = dict(hyperparameters.flatten(random.ranges.to_dict()))
+    if bool(ranges) != bool(random.number):
+        raise schema.InputError(
+            f"random.number is {random.number} with {len(ranges)} random.ranges; "
+            "expected both or neither"
+        )
+    if not ranges:
+        yield {}
+    rng = np.random.default_rng(random.seed)
+    for _ in range(random.number):
+        yield {key: _draw(key, given, rng) for key, given in ranges.items()}
+
+
+def _draw(key: str, given: Any, rng: np.random.Generator) -> float:
+    match given:
+        case ("uniform", low, high) if low < high:
+            value = rng.uniform(low, high)
+        case ("log", low, high) if 0 < low < high:
+            value = math.exp(rng.uniform(math.log(low), math.log(high)))
+        case _:
+            raise schema.InputError(
+                f"random.ranges.{key} is {given!r}; expected ('uniform', low, high) or "
+                "('log', low, high) with low < high, above 0 for log"
+            )
+    return float(f"{value:.4g}")  # What names and tables show is what is used.
+
+
+def _apply(
+    base: ml_collections.ConfigDict, settings: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    config = base.copy_and_resolve_references()
+    for key, value in settings.items():
+        *path, name = key.split(".")
+        section = config
+        for part in path:
+            section = section.get(part) if _is_section(section) else None
+        if not _is_section(section) or (
+            name not in section and ".".join(path) not in _OPEN
+        ):
+            raise schema.InputError(
+                f"the sweep changes {key!r}, which the base configuration does not have"
+            )
+        try:
+            section[name] = value
+        except (TypeError, ValueError) as error:
+            raise schema.InputError(
+                f"the sweep sets {key} to {value!r}: {' '.join(str(error).split())}"
+            ) from error
+    return config
+
+
+def _get(config: ml_collections.ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, ml_collections.ConfigDict)
+
+
+def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names for folders: what the run changes, or its number where that is too long."""
+    names = [
+        re.sub(
+            r"[^A-Za-z0-9=.,+_-]+",
+            "_",
+            ",".join(f"{key}={value}" for key, value in one.items()),
+        )
+        for one in settings
+    ]
+    if len(set(names)) < len(names) or max(map(len, names)) > _LONGEST_NAME:
+        return [f"run{number:04d}" for number in range(len(names))]
+    return names
