@@ -1,16 +1,26 @@
-"""Benchmarks: `python -m experiments.bench NAME` prints ratios measured in one run."""
+"""Benchmarks: `python -m experiments.bench NAME` prints ratios measured in one run.
+
+The one thing to know: a file in `experiments/benches/` is a benchmark by its name, and
+its tables are printed and, with `--json`, written with the machine, date and commit
+that they are worth nothing without.
+"""
 
 import argparse
+import dataclasses
+import datetime
 import importlib
+import json
 import os
+import pathlib
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from experiments import benches
-from tqa_jax import cache, plugins
+from experiments import benches, timing
+from tqa_jax import cache, heap, output, plugins, run_folder, schema
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,21 +42,87 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a small size, to see that it works"
     )
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="also write the tables here"
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; expected at least 1")
-    jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "jax"))
-    device = jax.devices()[0]
-    print(
-        f"{options.name}: {len(jax.devices())} x {device.device_kind} "
-        f"({device.platform}), {os.cpu_count()} CPU cores, {platform.machine()}, "
-        f"jax {jax.__version__}, {options.rounds} rounds, "
-        f"load {os.getloadavg()[0]:.1f}",
-        flush=True,
-    )
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: {options.json.parent} is no folder; make it first")
+    cache.keep_programs()
+    heap.keep()
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    found = {
+        "bench": options.name,
+        "rounds": options.rounds,
+        "quick": options.quick,
+        "date": date,
+        "commit": run_folder.environment()["commit"],
+        "machine": machine(),
+    }
+    print("; ".join(_said(found)), flush=True)
     bench = importlib.import_module(f"{benches.__name__}.{options.name}")
-    print(bench.run(options.rounds, quick=options.quick))
+    try:
+        tables = bench.run(options.rounds, quick=options.quick)
+        found["machine"]["load_after"] = os.getloadavg()[0]
+        print(f"load at the end {found['machine']['load_after']:.2f}")
+        for table in tables:
+            print(f"\n{timing.markdown(table)}")
+        if options.json:
+            found["tables"] = [dataclasses.asdict(table) for table in tables]
+            text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+            output.write(options.json, text)
+    except schema.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def machine() -> dict[str, Any]:
+    """Describes what a benchmark runs on.
+
+    Returns:
+        `device`, `platform`, `devices` (how many), `cpu` (model, None where the system
+        does not say), `cores`, `threads` (what `OMP_NUM_THREADS` says, None without),
+        `jax` (version) and `load` (runnable processes in the last minute).
+    """
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": len(jax.devices()),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "jax": jax.__version__,
+        "load": os.getloadavg()[0],
+    }
+
+
+def _cpu() -> str | None:
+    """Model of the processor."""
+    information = pathlib.Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or None
+
+
+def _said(found: dict[str, Any]) -> list[str]:
+    on = found["machine"]
+    return [
+        f"{found['bench']}: {on['devices']} x {on['device']} ({on['platform']})",
+        f"CPU {on['cpu'] or 'unknown'}, {on['cores']} cores",
+        f"OMP_NUM_THREADS {on['threads'] or 'not set'}",
+        f"jax {on['jax']}",
+        f"commit {(found['commit'] or 'unknown')[:7]}",
+        found["date"],
+        f"load {on['load']:.2f}",
+        f"{found['rounds']} rounds" + (", quick" if found["quick"] else ""),
+    ]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 from scipy import stats
@@ -103,7 +102,7 @@ def _run(given: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise schema.InputError(f"--out={folder} cannot be made: {error}") from error
-    jax.config.update("jax_compilation_cache_dir", str(cache.folder() / "jax"))
+    cache.keep_programs()
 
     sigmas = SIGMAS[given.tasks]
     begun = time.perf_counter()

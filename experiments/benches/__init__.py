@@ -1,1 +1,1 @@
-"""Benchmarks by name: `run(rounds, quick) -> str` of a file here is one of them."""
+"""Benchmarks by name: a file here has `run(rounds, *, quick) -> list[timing.Table]`."""
