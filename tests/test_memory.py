@@ -163,3 +163,14 @@ def test_a_run_of_the_optimized_config_fits_16_gb():
     assert config.train.batch_size == 64 and config.data.max_frames == 150
     program = bench.compile_run(config, bench.largest_split(config))
     assert memory.needed(program).total <= 16e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("accumulation", "remat", "mib"), [(16, "", 420), (64, "nothing_saveable", 220)]
+)
+def test_a_step_of_64_clips_needs_little_working_memory(accumulation, remat, mib):
+    config = optimized.get_config()
+    changes = {"train.accumulation": accumulation, "model.remat": remat}
+    config.update_from_flattened_dict(changes | {"model.preset": "advanced"})
+    assert memory.needed(bench.compile_step(config)).temp <= mib * 2**20

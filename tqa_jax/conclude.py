@@ -17,6 +17,7 @@ from tqa_jax import (
     assemble,
     conformal,
     evaluate,
+    output,
     pipeline,
     prepare,
     reference,
@@ -98,7 +99,7 @@ def conclude(
         {name: (splits[name].clips, scores[name], spreads[name]) for name in splits},
         tasks,
     )
-    _write_arrays(
+    output.write_arrays(
         workdir / "representation.npz",
         clip=np.array(
             [name for split in splits.values() for name in split.clips.names]
@@ -111,13 +112,6 @@ def conclude(
         workdir / "reference.npz", reference.fit(lambda: train.batches(order))
     )
     return results
-
-
-def _write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)
-    part.rename(path)
 
 
 def _spread_over(config: ml_collections.ConfigDict) -> str | None:

@@ -6,7 +6,6 @@ statistic is over clips.
 
 import csv
 import io
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tqa_jax import batch as batches
-from tqa_jax import intervals, logistic, losses, metrics, pipeline, schema
+from tqa_jax import intervals, logistic, losses, metrics, output, pipeline, schema
 
 SELECT_METRICS = ("srcc", "plcc", "ccc", "loss")
 
@@ -222,6 +221,4 @@ def write_predictions(
                     "" if spread is None else f"{spread[number, k]:.4f}",
                 ]
             writer.writerow([name, clips.sources[number], split, *cells])
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(part, path)
+    output.write(path, text.getvalue())

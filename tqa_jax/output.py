@@ -1,7 +1,10 @@
-"""The file that a command was asked for: there and whole, or not there."""
+"""A file that is there and whole, or not there."""
 
+import io
 import os
 import pathlib
+
+import numpy as np
 
 from tqa_jax import schema
 
@@ -28,3 +31,10 @@ def write(path: pathlib.Path, data: str | bytes) -> None:
         raise schema.InputError(
             f"{path} cannot be written: {error.strerror}"
         ) from error
+
+
+def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Writes a compressed `.npz` file, as `write` does."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write(path, buffer.getvalue())

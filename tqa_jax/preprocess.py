@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tqa_jax import schema
+from tqa_jax import output, schema
 
 PCA_WIDTHS = {"visual": 100, "audio": 200, "keypoints": 50}
 """Usual widths after PCA; a modality that is not named keeps its width."""
@@ -210,10 +210,7 @@ def save(path: pathlib.Path, transforms: Mapping[str, Transform]) -> None:
         for name, transform in transforms.items()
         for field, value in dataclasses.asdict(transform).items()
     }
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    part.rename(path)
+    output.write_arrays(path, **arrays)
 
 
 def load(path: pathlib.Path) -> dict[str, Transform]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tqa_jax import batch as batches
+from tqa_jax import output
 
 _SHARE = 0.99
 
@@ -65,14 +66,11 @@ def distance(
 
 def save(path: pathlib.Path, fitted: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Writes what `fit` returned to an `.npz` file, atomically."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez(
-            file,
-            **{
-                f"{name}/{field}": np.asarray(value, np.float32)
-                for name, one in fitted.items()
-                for field, value in one.items()
-            },
-        )
-    part.rename(path)
+    output.write_arrays(
+        path,
+        **{
+            f"{name}/{field}": np.asarray(value, np.float32)
+            for name, one in fitted.items()
+            for field, value in one.items()
+        },
+    )

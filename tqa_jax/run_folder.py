@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import schema
+from tqa_jax import hyperparameters, output, schema
 
 try:
     import fcntl
@@ -34,10 +34,8 @@ _PACKAGES = ("tqa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON atomically; refuses NaN and infinity."""
-    part = path.with_name(path.name + ".part")
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    output.write(path, text + "\n")
 
 
 def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, An
     Raises:
         InputError: when a setting is not finite or there is no data set.
     """
-    for key, value in _leaves(config):
+    for key, value in hyperparameters.flatten(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise schema.InputError(
                 f"config.{key} is {value}; expected a finite number"
@@ -172,15 +170,6 @@ def _differences(one: Any, two: Any, key: str = "") -> Iterator[tuple[str, Any, 
         yield key, one, two
 
 
-def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            for key, leaf in _leaves(value):
-                yield f"{name}.{key}", leaf
-        else:
-            yield name, value
-
-
 def environment() -> dict[str, Any]:
     """Describes the machine and the versions that a run was made with."""
     return {
@@ -256,9 +245,7 @@ class MetricsLog:
                 # A killed process may leave half a line, always after `from_step`.
                 if line.endswith("\n") and json.loads(line)["step"] <= from_step:
                     kept.append(line)
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(kept), encoding="utf-8")
-        os.replace(part, path)
+        output.write(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, *, step: int, epoch: int, split: str, **values: Any) -> None:

@@ -29,7 +29,7 @@ LIMITS = {
     "loss": 1e-5,
     "gradient": 1e-4,
     "params": 2e-2,
-    "unsure": 5e-2,
+    "unsure": 1e-1,
 }
 _PEER = "experiments.benches._torch_training"
 _OURS, _OURS_USUAL = "tqa_jax", "tqa_jax, memory given back"

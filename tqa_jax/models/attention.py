@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from tqa_jax import hyperparameters
 from tqa_jax.models import dropout
 
 _FEW_FRAMES = 32  # Queries in a block at least: smaller products are slow.
@@ -118,8 +119,7 @@ class SelfAttention(nn.Module):
     ) -> Float[Array, "*B Q d"]:
         """Attends to all keys in the mask; `heads` is the axis of heads."""
         bias = jnp.where(mask, 0.0, jnp.float32(_HIDDEN))
-        still = isinstance(self.dropout, float | int) and not self.dropout
-        if still or not self.has_rng("dropout"):
+        if hyperparameters.off(self.dropout) or not self.has_rng("dropout"):
             return self._each(query, key, value, bias, None, None, heads)
         ones = jnp.ones((*query.shape[:-1], key.shape[-2]), jnp.float32)
         kept = dropout.drop(ones, self.dropout, self.make_rng("dropout")) > 0

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, UInt32
 
+from tqa_jax import hyperparameters
+
 
 def bits(rng: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Draws 32 random bits for each entry of a shape.
@@ -56,7 +58,6 @@ class Dropout(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Drops entries of `x`, of any shape."""
-        off = isinstance(self.rate, float | int) and not self.rate
-        if off or not self.has_rng("dropout"):
+        if hyperparameters.off(self.rate) or not self.has_rng("dropout"):
             return x
         return drop(x, self.rate, self.make_rng("dropout"))
