@@ -61,6 +61,19 @@ def test_numbers_share_a_program_and_everything_else_does_not():
             )
 
 
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [([5] * 9, 8), ([3, 3], 2), ([1], 4), ([64], 7), ([2, 7, 1], 3), ([4, 5], 1)],
+)
+def test_every_run_has_one_process_and_shares_are_even(sizes, count):
+    shares = [grid.share(sizes, index, count) for index in range(count)]
+    for group, size in enumerate(sizes):
+        runs = [run for one in shares for run in one[group]]
+        assert runs == list(range(size))
+    numbers = [sum(map(len, one)) for one in shares]
+    assert max(numbers) - min(numbers) <= 1 and sum(numbers) == sum(sizes)
+
+
 def test_random_draws_are_in_their_range_combined_with_the_grid_and_repeatable():
     ranges = {"optim": {"learning_rate": ("log", 1e-4, 1e-2)}}
     random = {"number": 50, "seed": 1, "ranges": ranges}

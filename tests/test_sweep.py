@@ -7,8 +7,10 @@ import pathlib
 import subprocess
 import sys
 import time
+import types
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -17,11 +19,15 @@ import pytest
 from configs.sweeps import weighting
 from tests import small
 from tqa_jax import (
+    fleet,
     grid,
     lockstep,
+    memory,
+    processes,
     run_folder,
     schema,
     sweep,
+    sweep_folder,
     train,
     train_step,
     trained,
@@ -164,7 +170,7 @@ def test_tables_hold_a_row_a_setting_and_a_row_a_run(swept):
         results = json.loads((folder / "results.json").read_text())
         value = results["average"]["srcc"]["value"]
         assert float(row["srcc"]) == float(run["srcc"]) == pytest.approx(value)
-        assert run["status"] == "finished" and float(run["seconds"]) > 0
+        assert run["status"] == "finished" and float(run["seconds_of_last_start"]) > 0
 
 
 def test_same_command_shows_a_finished_sweep(data, swept):
@@ -243,6 +249,96 @@ def test_impossible_setting_names_the_run_and_leaves_nothing(
     assert not (tmp_path / "w").exists()
 
 
+def test_process_refuses_what_only_another_would_train(data, tmp_path):
+    config = usual(data)
+    config.grid.weighting = {"name": ("fixed", "grad_norm")}
+    assert [len(runs) for runs, _ in grid.groups(grid.plan(config))] == [4, 4]
+    with pytest.raises(schema.InputError, match="unknown weighting 'grad_norm'"):
+        sweep.run(config, workdir=tmp_path / "w", share=(0, 2))
+    assert not (tmp_path / "w").exists()
+
+
+class Killed(BaseException):
+    """A process ends before it trains."""
+
+
+def kill(*arguments):
+    raise Killed
+
+
+def test_data_set_may_move_but_not_change(tmp_path, monkeypatch):
+    small.write(tmp_path / "data")
+    config = usual(tmp_path / "data")
+    monkeypatch.setattr(sweep, "_train", kill)
+    with pytest.raises(Killed):
+        sweep.run(config, workdir=tmp_path / "w")
+    (fitted,) = (tmp_path / "w").glob("data/*-0/preprocess.npz")
+    before = fitted.stat().st_mtime_ns
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(Killed):
+        sweep.run(usual(tmp_path / "moved"), workdir=tmp_path / "w")
+    assert [fitted] == list((tmp_path / "w").glob("data/*/preprocess.npz"))
+    assert fitted.stat().st_mtime_ns == before
+    small.write(tmp_path / "data", seed=1)
+    message = "holds a sweep with a data set whose sha256 data.base = .*, not .*choose"
+    with pytest.raises(schema.InputError, match=message):
+        sweep.run(config, workdir=tmp_path / "w")
+
+
+def test_same_sweep_twice_at_once_is_refused(data, tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    config, workdir = usual(data), tmp_path / "w"
+
+    def again(*arguments):
+        with pytest.raises(schema.InputError, match="another process works in .*/w/"):
+            sweep.run(config, workdir=workdir, share=(0, 2))
+        monkeypatch.setattr(sweep, "_train", kill)
+        with pytest.raises(Killed):
+            sweep.run(config, workdir=workdir, share=(1, 2))
+        raise Killed
+
+    monkeypatch.setattr(sweep, "_train", again)
+    with pytest.raises(Killed):
+        sweep.run(config, workdir=workdir)
+    with pytest.raises(Killed):  # The lock went with its process.
+        sweep.run(config, workdir=workdir)
+
+
+def test_folder_that_another_process_makes_meanwhile_is_shared(
+    data, tmp_path, monkeypatch
+):
+    mine = sweep_folder.describe(usual(data), {"base": "0"})
+    listed = []
+
+    def make(folder):
+        sweep_folder.write(folder / "sweep.json", json.dumps(mine), 1)
+        listed.append(folder)
+        return iter([folder / "sweep.json"])
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", make)
+    assert not sweep_folder.check(tmp_path, mine) and listed == [tmp_path]
+
+
+def test_program_too_large_for_an_accelerator_is_refused(monkeypatch, caplog):
+    group = object.__new__(fleet.Fleet)
+    group._data = jnp.ones(256)  # 1024 bytes
+    monkeypatch.setattr(fleet.memory, "needed", lambda _: memory.Needed(9216, 8192))
+    monkeypatch.setattr(fleet.memory, "available", lambda _: 10240)
+    group.devices = [types.SimpleNamespace(platform="gpu")]
+    # 8 runs take 16 KiB beside the data, and 9 KiB of 10 may be used: 8 * 8 / 16.
+    with pytest.raises(schema.InputError) as refused:
+        group._check_memory(None, 8)
+    assert str(refused.value) == (
+        "8 runs side by side need 1.74e-05 GB of memory, the device has 1.02e-05 GB; "
+        "set --config.at_once=4"
+    )
+    with pytest.raises(schema.InputError, match="1 runs side.*train.accumulation"):
+        group._check_memory(None, 1)
+    group.devices = [types.SimpleNamespace(platform="cpu")]
+    group._check_memory(None, 8)
+    assert "set --config.at_once=4" in caplog.text
+
+
 @pytest.mark.slow
 def test_early_stop_frees_a_place_and_the_rest_move_together(data, tmp_path):
     config = config_of(
@@ -298,6 +394,11 @@ def test_nothing_is_compiled_for_little_work_and_choices_by_hand_are_kept():
     fixed.saw(80, 1.0, compiled=True)
     fixed.saw(80, 80.0, compiled=False)
     assert fixed.choose(8, 10**6, [20.0]) == 3
+
+
+def test_many_runs_do_not_all_start_side_by_side_unless_asked_to():
+    assert pace(devices=2).choose(64, 10**4, []) == 16
+    assert pace(devices=2, at_once=20).choose(64, 10**4, []) == 20
 
 
 def test_places_of_runs_that_stopped_are_given_up_when_that_pays():
@@ -401,18 +502,35 @@ def test_kill_9_at_several_points_and_the_same_command_ends_the_same(data, tmp_p
 
 @pytest.mark.slow
 def test_processes_share_the_runs_and_the_last_writes_the_table(data, tmp_path):
-    of_grid = {"optim": {"learning_rate": (1e-3, 3e-3)}, "seed": (0, 1)}
+    of_grid = {"model": {"fusion_ffn": (16, 32)}, "seed": (0, 1, 2)}
     arguments = command(data, tmp_path, of_grid)
-    found = [
-        finish(
-            start(*arguments, "--num_processes=2", f"--process_id={index}", devices=2)
-        )
+    both = [
+        start(*arguments, "--num_processes=2", f"--process_id={index}", devices=2)
         for index in (0, 1)
     ]
+    found = [finish(process) for process in both]
     assert [code for code, _, _ in found] == [0, 0], found
-    assert "2 runs of other processes have not ended" in found[0][1]
-    assert "| 0.003 | 2 |" in found[1][1]
+    assert any("| 32 | 3 |" in output for _, output, _ in found)
     assert (tmp_path / "w" / "sweep.csv").exists()
+    for number, run in enumerate(grid.plan(config_of(data, of_grid))):
+        text = (tmp_path / "w" / "runs" / run.name / "environment.json").read_text()
+        (index,) = [a for a in json.loads(text)["command"] if "process_id" in a]
+        assert index == f"--process_id={number // 3}"  # A block each: its group.
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "message"),
+    [
+        ({}, {"coordinator": "a:1"}, "is 'a:1', but the processes of a sweep need not"),
+        ({"PROCID": "x", "NTASKS": "2"}, {}, "SLURM_PROCID is 'x' and SLURM_NTASKS is"),
+        ({"PROCID": "2", "NTASKS": "2"}, {}, "is '2' and SLURM_NTASKS is '2'; expecte"),
+    ],
+)
+def test_impossible_share_is_one_clear_line(monkeypatch, variables, given, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(schema.InputError, match=message):
+        processes.share(distributed=True, **given)
 
 
 @pytest.mark.slow

@@ -9,15 +9,16 @@ setting, and both are corrected for the number of settings that are (Holm 1979).
 import csv
 import dataclasses
 import io
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from tqa_jax import intervals, metrics
+from tqa_jax import grid, intervals, metrics, sweep_folder
 
 _LEAST_SEEDS = 3
 _LEAST_SOURCES = 3
@@ -44,6 +45,20 @@ class Predictions:
     labels: Mapping[str, np.ndarray]
 
 
+class Found(NamedTuple):
+    """What a sweep found.
+
+    Attributes:
+        table: see `compare`; None while runs of other processes train.
+        failed: why runs ended before their time, by name.
+        missing: runs of other processes that have not ended.
+    """
+
+    table: list[Row] | None
+    failed: dict[str, str]
+    missing: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of a run.
@@ -59,6 +74,51 @@ class Outcome:
     seed: int
     results: Mapping[str, Any] | None
     predictions: Predictions | None
+
+
+def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path, index: int) -> Found:
+    """Writes the tables `sweep.csv` and `runs.csv` if all runs have ended.
+
+    Args:
+        runs: of the sweep.
+        workdir: its folder.
+        index: number of this process.
+    """
+    folders = {run.name: workdir / "runs" / run.name for run in runs}
+    statuses = {name: sweep_folder.status(one) for name, one in folders.items()}
+    failed = {name: s["reason"] for name, s in statuses.items() if s and s["reason"]}
+    missing = sum(status is None for status in statuses.values())
+    if missing:
+        return Found(None, failed, missing)
+    outcomes, rows = [], []
+    for run in runs:
+        outcome = _outcome(run, folders[run.name], failed=run.name in failed)
+        outcomes.append(outcome)
+        rows.append(_run_row(run, outcome, statuses[run.name]))
+    table = compare(outcomes)
+    sweep_folder.write(workdir / "runs.csv", to_csv(rows), index)
+    sweep_folder.write(workdir / "sweep.csv", to_csv(table), index)
+    return Found(table, failed, 0)
+
+
+def _outcome(run: grid.Run, folder: pathlib.Path, *, failed: bool) -> Outcome:
+    if failed:
+        return Outcome(run.setting, run.config.seed, None, None)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    predictions = read_predictions(folder / "predictions.csv")
+    return Outcome(run.setting, run.config.seed, results, predictions)
+
+
+def _run_row(run: grid.Run, outcome: Outcome, status: Mapping[str, Any]) -> Row:
+    results = outcome.results
+    row: Row = {"run": run.name} | dict(run.settings)
+    row["status"] = "finished" if results else "failed"
+    row["best_epoch"] = results and results["selected"]["epoch"]
+    for metric in ("srcc", "plcc", "rmse"):
+        row[metric] = results and results["average"][metric]["value"]
+    for key in ("seconds_of_last_start", "reason"):
+        row[key] = status[key]
+    return row
 
 
 def read_predictions(path: pathlib.Path) -> Predictions:

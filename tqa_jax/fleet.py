@@ -8,6 +8,8 @@ device once. A program has a fixed number of places; runs beyond it take turns.
 
 import dataclasses
 import functools
+import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tqa_jax import assemble, prepare, train_step
+from tqa_jax import assemble, memory, prepare, schema, train_step
 from tqa_jax import batch as batches
 
+_logger = logging.getLogger(__name__)
+_NEAR = 0.9  # of a device's memory: what the program does not count has to fit as well
 Numbers = Mapping[str, Any]
 _RUNS = jax.sharding.PartitionSpec("run")
 _SAME = jax.sharding.PartitionSpec()
@@ -46,6 +50,19 @@ class Lane:
     def live(self) -> list[tuple[int, int]]:
         """Place and run of the places in use."""
         return [(place, run) for place, run in enumerate(self.runs) if run is not None]
+
+
+def device_for_each_core() -> None:
+    """Makes a device of each processor core, unless something else was asked for.
+
+    Runs side by side on one core each are faster than runs one after another on all.
+    """
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not forced and jax.config.jax_num_cpu_devices < 0:
+        # Those that this process may use, where the system says.
+        mine = getattr(os, "sched_getaffinity", None)
+        cores = len(mine(0)) if mine else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 class Fleet:
@@ -110,6 +127,11 @@ class Fleet:
 
         def places(*arguments):
             mine, common = arguments[:own], arguments[own:]
+            if len(jax.tree.leaves(mine)[0]) == 1:
+                # The program of a single run: what it does not do to a step that is
+                # skipped, a vmapped one does and throws away.
+                alone = one(*jax.tree.map(lambda leaf: leaf[0], mine), *common)
+                return jax.tree.map(lambda leaf: leaf[None], alone)
             return jax.vmap(lambda *mine: one(*mine, *common))(*mine)
 
         def all_places(*arguments):
@@ -189,7 +211,7 @@ class Fleet:
             started = time.monotonic()
             program = self._segment.lower(*arguments).compile()
             self.compile_seconds.append(time.monotonic() - started)
-            self.temp_bytes = program.memory_analysis().temp_size_in_bytes
+            self._check_memory(program, len(lane.runs) // len(self.devices))
             self._programs[order.shape[:2]] = program
         lane.state, metrics = self._programs[order.shape[:2]](*arguments)
         self._fetched = {}
@@ -203,6 +225,19 @@ class Fleet:
             return {run: _row(found, place) for place, run in lane.live}
 
         return wait
+
+    def _check_memory(self, program: jax.stages.Compiled, places: int) -> None:
+        """Refuses a program that an accelerator has no room for; a CPU may swap."""
+        need, device = memory.needed(program), self.devices[0]
+        self.temp_bytes = need.temp
+        limit = memory.available(device)
+        if limit is None or need.total <= limit:
+            return
+        common = sum(leaf.nbytes for leaf in jax.tree.leaves(self._data))
+        text = too_large(need.total, limit, common=common, places=places)
+        if device.platform != "cpu":
+            raise schema.InputError(text)
+        _logger.warning("%s", text)
 
     def scores(self, lane: Lane) -> dict[int, Float[np.ndarray, "M windows K"]]:
         """Scores of validation windows, by run."""
@@ -248,6 +283,25 @@ class Fleet:
         for lane in self.lanes:
             lane.runs = [None if other == run else other for other in lane.runs]
         self.lanes = [lane for lane in self.lanes if lane.live]
+
+
+def too_large(need: int, limit: int, *, common: int, places: int) -> str:
+    """Says in one line that runs side by side do not fit, and how many would.
+
+    Args:
+        need: bytes on a device.
+        limit: bytes that it has.
+        common: part of `need` that does not grow with the runs.
+        places: runs side by side.
+    """
+    text = (
+        f"{places} runs side by side need {need / 1e9:.3g} GB of memory, the device "
+        f"has {limit / 1e9:.3g} GB; "
+    )
+    fit = int(places * (_NEAR * limit - common) / (need - common))
+    if places > 1:
+        return f"{text}set --config.at_once={max(fit, 1)}"
+    return f"{text}raise --config.base.train.accumulation or lower data.max_frames"
 
 
 def _row(tree: Any, place: int) -> Any:

@@ -47,6 +47,12 @@ class Run:
         """What it changes beside the seed; runs that agree in it are one row."""
         return {key: value for key, value in self.settings.items() if key != "seed"}
 
+    @property
+    def data_choice(self) -> str:
+        """What it changes about its data, as `data.path=b`; `base` for nothing."""
+        chosen = [f"{k}={v}" for k, v in self.settings.items() if k.startswith("data.")]
+        return ",".join(chosen) or "base"
+
 
 def plan(sweep: ml_collections.ConfigDict) -> list[Run]:
     """Lists the runs of a sweep: all combinations of the grid, for each random draw.
@@ -125,6 +131,25 @@ def groups(runs: Sequence[Run]) -> list[tuple[list[Run], dict[str, np.ndarray]]]
         }
         together.append(([run for run, _ in members], differ))
     return together
+
+
+def share(sizes: Sequence[int], index: int, count: int) -> list[list[int]]:
+    """Says which runs of each group are a process's: a block of all, in their order.
+
+    Args:
+        sizes: runs of each group.
+        index: number of the process.
+        count: of processes. Their numbers of runs differ by at most one.
+
+    Returns:
+        The numbers of its runs within each group.
+    """
+    found, first, total = [], 0, sum(sizes)
+    for size in sizes:
+        numbers = range(size)
+        found.append([i for i in numbers if (first + i) * count // total == index])
+        first += size
+    return found
 
 
 def _draws(random: ml_collections.ConfigDict) -> Iterator[dict[str, float]]:

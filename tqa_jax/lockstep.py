@@ -18,6 +18,9 @@ from tqa_jax import evaluate, fleet, pipeline, trial
 # Compiling another program pays if what is left takes this many times longer, since
 # what it saves is a part of that.
 _WORTH = 4.0
+# Places of a device unless more are asked for. Memory grows with each, and the first
+# program has to fit before anything is measured.
+_MOST = 16
 
 
 class Report(NamedTuple):
@@ -54,22 +57,21 @@ def train(
         trials: of the runs, by number in the group, not started.
         group: of the runs.
         clips: of the validation split.
-        at_once: runs that a device works on side by side; 0 measures.
+        at_once: runs that a device works on side by side; 0 measures, up to 16.
         report: called after each round; finishes what has ended.
         stop: says whether to save everything and leave.
 
     Returns:
         Whether all runs have ended.
     """
-    most = -(-len(trials) // len(group.devices))
+    pace = _Pace(len(group.devices), at_once)
     group.load(
         {
             run: one.start(group.first_state(run), functools.partial(group.fetch, run))
             for run, one in trials.items()
         },
-        at_once=min(at_once or most, most),
+        at_once=pace.most(len(trials)),
     )
-    pace = _Pace(len(group.devices), at_once)
     # Those that had ended, but were not evaluated, when an earlier process died.
     ended = {run: None for run, one in trials.items() if one.done}
     report(Report(sum(one.step for one in trials.values()), 0, ended, {}, ""))
@@ -196,6 +198,10 @@ class _Pace:
             self._seconds[self._now] = min(before, seconds / steps)
         self._warm.add(self._now)
 
+    def most(self, runs: int) -> int:
+        """Places of a device that runs can use, as far as it may have them."""
+        return min(-(-runs // self._devices), self._fixed or _MOST)
+
     def choose(self, runs: int, left: int, compiled: Sequence[float]) -> int:
         """Chooses for the next round.
 
@@ -204,9 +210,7 @@ class _Pace:
             left: steps of all of them, unless they stop early.
             compiled: seconds that each program took to compile.
         """
-        most = -(-runs // self._devices)
-        if self._fixed:
-            most = min(most, self._fixed)
+        most = self.most(runs)
         if not self._now:
             self._now = most
             return most

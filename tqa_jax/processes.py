@@ -50,19 +50,22 @@ def flags() -> Flags:
         absl_flags.DEFINE_bool(
             "distributed",
             False,
-            "One process of several, which the launcher describes: Slurm, Open MPI, "
-            "TPU pods, GKE.",
+            "One process of several, which the launcher describes: Slurm, Open MPI; "
+            "not for a sweep: TPU pods, GKE.",
         ),
         absl_flags.DEFINE_string(
             "coordinator",
             None,
-            "Without --distributed: HOST:PORT at which process 0 can be reached.",
+            "Without --distributed: HOST:PORT at which process 0 can be reached; "
+            "not for a sweep, whose processes need not meet.",
         ),
         absl_flags.DEFINE_integer(
-            "num_processes", None, "With --coordinator: how many processes there are."
+            "num_processes",
+            None,
+            "With --coordinator, or alone for a sweep: how many processes there are.",
         ),
         absl_flags.DEFINE_integer(
-            "process_id", None, "With --coordinator: which of them this is, from 0."
+            "process_id", None, "With --num_processes: which of them this is, from 0."
         ),
     )
 
@@ -152,6 +155,7 @@ def _nobody(where: str, seconds: int) -> None:
 def share(
     *,
     distributed: bool = False,
+    coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> tuple[int, int]:
@@ -161,6 +165,7 @@ def share(
 
     Args:
         distributed: ask the variables of Slurm or Open MPI.
+        coordinator: refused, since nobody is met.
         num_processes: how many there are, without a launcher.
         process_id: which of them this is.
 
@@ -168,17 +173,32 @@ def share(
         The process's number and how many there are; (0, 1) without arguments.
 
     Raises:
-        InputError: for arguments that do not fit together, or an unknown launcher.
+        InputError: for arguments that do not fit together, an unknown launcher, or
+            variables of it that are no numbers.
     """
+    if coordinator is not None:
+        raise schema.InputError(
+            f"--coordinator is {coordinator!r}, but the processes of a sweep need not "
+            "meet; leave it out and give --num_processes and --process_id"
+        )
     if distributed:
         if (num_processes, process_id) != (None, None):
             raise schema.InputError(
                 "--distributed asks the launcher; leave out --num_processes and "
                 "--process_id"
             )
-        for index, count in _LAUNCHERS:
-            if index in os.environ and count in os.environ:
-                return int(os.environ[index]), int(os.environ[count])
+        for names in _LAUNCHERS:
+            if not all(name in os.environ for name in names):
+                continue
+            index, count = (os.environ[name] for name in names)
+            if not (
+                index.isdecimal() and count.isdecimal() and int(index) < int(count)
+            ):
+                raise schema.InputError(
+                    f"{names[0]} is {index!r} and {names[1]} is {count!r}; expected "
+                    "the number of this process, from 0, and how many there are"
+                )
+            return int(index), int(count)
         raise schema.InputError(
             "--distributed found no variables of Slurm or Open MPI; give "
             "--num_processes and --process_id"

@@ -6,21 +6,22 @@ The config says which runs (see there); --config.base.KEY=VALUE changes them all
 that differ in seeds and numbers only train as one program, spread over all devices.
 Each run has a folder under WORKDIR/runs, as `tqa_jax.main` would have made it; the
 table at the end is WORKDIR/sweep.csv, and WORKDIR/runs.csv has a line a run. The same
-command continues: finished runs are not repeated.
+command continues: runs that have ended are not repeated, not even if they failed. To
+try on with one, delete status.json in its folder; to repeat it, the whole folder.
 
 Several processes share the runs and need not meet: start the same command in each, with
 a common WORKDIR, with --distributed under Slurm or Open MPI, else with --num_processes
-and --process_id. The last to end writes the table.
+and --process_id. The last to end writes the table. A process takes all devices that it
+sees: start one on a machine, or give each its own (as by CUDA_VISIBLE_DEVICES).
 """
 
 import contextlib
 import hashlib
 import json
 import logging
-import os
 import pathlib
-import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -53,6 +54,8 @@ from tqa_jax import (
 from tqa_jax import main as main_command
 
 _logger = logging.getLogger(__name__)
+# Each run's folder gets its own copy.
+_FILES = ("audit.json", "preprocess.npz")
 
 flags.adopt_module_key_flags(main_command)
 flags.adopt_module_key_flags(processes)
@@ -65,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     cache.keep_programs()
     heap.keep()
-    _device_for_each_core()
+    fleet.device_for_each_core()
     main_command.show_progress(logging.INFO)
     # One line for each of many runs would bury the sweep's own.
     logging.getLogger(trial.__name__).setLevel(logging.WARNING)
@@ -73,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         share = processes.share(
             distributed=given.distributed,
+            coordinator=given.coordinator,
             num_processes=given.num_processes,
             process_id=given.process_id,
         )
@@ -96,26 +100,12 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(1 if found.failed else 0)
 
 
-class Found(NamedTuple):
-    """What a sweep found.
-
-    Attributes:
-        table: see `comparison.compare`; None while runs of other processes train.
-        failed: why runs ended before their time, by name.
-        missing: runs of other processes that have not ended.
-    """
-
-    table: list[comparison.Row] | None
-    failed: dict[str, str]
-    missing: int
-
-
 def run(
     sweep: ml_collections.ConfigDict,
     *,
     workdir: pathlib.Path,
     share: tuple[int, int] = (0, 1),
-) -> Found:
+) -> comparison.Found:
     """Trains and compares the runs of a sweep, continuing one that was interrupted.
 
     Args:
@@ -128,21 +118,27 @@ def run(
         trial.Stopped: on SIGTERM; all states are saved.
     """
     runs = grid.plan(sweep)
-    paths = _data_paths(runs)
-    for one in runs:
-        with _about(one):
-            assemble.check(one.config)
-            run_folder.describe(one.config.to_dict(), paths[one.name])
-    new = sweep_folder.claim(workdir, sweep, share[0])
-    try:
-        groups = _groups(runs, paths, workdir, share)
-    except schema.InputError:
-        # Nothing was trained: the corrected command may use the same folder.
-        if new:
-            shutil.rmtree(workdir)
-        raise
-    _train(groups, sweep.at_once)
-    return _conclude(runs, workdir, share[0])
+    sources = _sources(runs)
+    mine = sweep_folder.describe(
+        sweep, {one.data_choice: sources[one.name].sha256 for one in runs}
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        opened: dict[str, _Data] = {}
+        if sweep_folder.check(workdir, mine):
+            opened = _check(runs, sources, pathlib.Path(scratch))
+        sweep_folder.claim(workdir, mine, share[0])
+        lock = workdir / f".lock-{share[0]}"
+        lock.touch()
+        with run_folder.lock(lock):
+            _train(_groups(runs, sources, opened, workdir, share), sweep.at_once)
+            return comparison.conclude(runs, workdir, share[0])
+
+
+class _Source(NamedTuple):
+    """Where the data set of a run is, and the checksum of its description."""
+
+    path: pathlib.Path
+    sha256: str
 
 
 class _Data(NamedTuple):
@@ -158,6 +154,7 @@ class _Data(NamedTuple):
 class _Group(NamedTuple):
     """Runs of one program that have not ended."""
 
+    facts: assemble.Facts
     runs: list[grid.Run]
     numbers: Mapping[str, np.ndarray]
     data: _Data
@@ -173,73 +170,96 @@ def _about(run: grid.Run) -> Any:
         raise schema.InputError(f"run {run.name}: {error}") from error
 
 
-def _data_paths(runs: Sequence[grid.Run]) -> dict[str, pathlib.Path]:
-    """Where each run's data set is; builds the demo set if one asks for it."""
+def _sources(runs: Sequence[grid.Run]) -> dict[str, _Source]:
+    """Finds each run's data set; builds the demo set if one asks for it."""
     demos: dict[int, pathlib.Path] = {}
     found = {}
     for one in runs:
         path, clips = one.config.data.path, one.config.data.demo_clips
         if not path and clips not in demos:
             demos[clips] = main_command.build_demo(clips)
-        found[one.name] = pathlib.Path(path) if path else demos[clips]
+        place = pathlib.Path(path) if path else demos[clips]
+        with _about(one):
+            assemble.check(one.config)
+            described = run_folder.describe(one.config.to_dict(), place)
+        found[one.name] = _Source(place, described["data"]["sha256"])
     return found
+
+
+def _data_key(config: ml_collections.ConfigDict, source: _Source) -> str:
+    """What decides how a data set is prepared, as a name for a folder."""
+    decides = [
+        source.sha256,
+        config.data.max_frames,
+        config.data.memory_gb,
+        config.preprocess.to_dict(),
+        config.model.modalities,
+    ]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
+
+
+def _check(
+    runs: Sequence[grid.Run], sources: Mapping[str, _Source], scratch: pathlib.Path
+) -> dict[str, "_Data"]:
+    """Checks all runs against their data, before the sweep has a folder.
+
+    Every process checks the runs of all, so that none trains what another refuses.
+
+    Returns:
+        The data sets by `_data_key`.
+    """
+    opened: dict[str, _Data] = {}
+    for members, _ in grid.groups(runs):
+        config, source = members[0].config, sources[members[0].name]
+        key = _data_key(config, source)
+        with _about(members[0]):
+            if key not in opened:
+                opened[key] = _open(config, source.path, scratch / key)
+            facts = _facts(opened[key], config)
+            assemble.check_shared(config, facts)
+        for one in members:
+            with _about(one):
+                assemble.check_fit(one.config, facts)
+    return opened
 
 
 def _groups(
     runs: Sequence[grid.Run],
-    paths: Mapping[str, pathlib.Path],
+    sources: Mapping[str, _Source],
+    opened: dict[str, _Data],
     workdir: pathlib.Path,
     share: tuple[int, int],
 ) -> list[_Group]:
-    """Checks all runs against their data; leaves out what has ended."""
-    index, count = share
-    opened: dict[str, _Data] = {}
+    """Puts this process's runs together; leaves out what has ended."""
+    groups = grid.groups(runs)
+    shares = grid.share([len(members) for members, _ in groups], *share)
     found = []
-    for members, numbers in grid.groups(runs):
-        config = members[0].config
-        mine = list(range(len(members)))[index::count]
-        pending = [
-            i
-            for i in mine
-            if sweep_folder.status(workdir / "runs" / members[i].name) is None
-        ]
+    for (members, numbers), mine in zip(groups, shares, strict=True):
+        folders = [workdir / "runs" / one.name for one in members]
+        pending = [i for i in mine if sweep_folder.status(folders[i]) is None]
         if not pending:
             continue
-        key = _data_key(config, paths[members[0].name])
+        config, source = members[0].config, sources[members[0].name]
+        key = _data_key(config, source)
+        folder = workdir / "data" / f"{key}-{share[0]}"
         if key not in opened:
-            name = hashlib.sha256(key.encode()).hexdigest()[:12]
-            folder = workdir / "data" / f"{name}-{index}"
             with _about(members[0]):
-                opened[key] = _open(config, paths[members[0].name], folder)
-        data = opened[key]
-        facts = _facts(data, config)
-        with _about(members[0]):
-            assemble.check_shared(config, facts)
-        for i in pending:
-            with _about(members[i]):
-                assemble.check_fit(members[i].config, facts)
+                opened[key] = _open(config, source.path, folder)
+        if opened[key].folder != folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in _FILES:
+                sweep_folder.copy(opened[key].folder / name, folder / name)
+            opened[key] = opened[key]._replace(folder=folder)
         found.append(
             _Group(
+                _facts(opened[key], config),
                 [members[i] for i in pending],
                 {name: values[np.array(pending)] for name, values in numbers.items()},
-                data,
-                [workdir / "runs" / members[i].name for i in pending],
+                opened[key],
+                [folders[i] for i in pending],
             )
         )
     return found
-
-
-def _data_key(config: ml_collections.ConfigDict, path: pathlib.Path) -> str:
-    """What decides how a data set is prepared."""
-    return json.dumps(
-        [
-            str(path),
-            config.data.max_frames,
-            config.data.memory_gb,
-            config.preprocess.to_dict(),
-            config.model.modalities,
-        ]
-    )
 
 
 def _open(
@@ -279,7 +299,7 @@ def _facts(data: _Data, config: ml_collections.ConfigDict) -> assemble.Facts:
 def _train(groups: Sequence[_Group], at_once: int) -> None:
     """Trains the groups one after another."""
     totals = [
-        _facts(one.data, run.config).steps_per_epoch * run.config.train.epochs
+        one.facts.steps_per_epoch * run.config.train.epochs
         for one in groups
         for run in one.runs
     ]
@@ -297,8 +317,7 @@ def _train_group(
     asked_to_stop: Callable[[], bool],
 ) -> bool:
     """Trains and evaluates the runs of a group; False when asked to stop."""
-    config, data = group.runs[0].config, group.data
-    facts = _facts(data, config)
+    config, data, facts = group.runs[0].config, group.data, group.facts
 
     def make(numbers: fleet.Numbers) -> assemble.Parts:
         return assemble.make(hyperparameters.put(config, numbers), facts)
@@ -321,15 +340,17 @@ def _train_group(
     seconds = dict.fromkeys(range(len(group.runs)), 0.0)
     with contextlib.ExitStack() as stack:
         trials = {}
+        files = [stack.enter_context(contextlib.ExitStack()) for _ in group.runs]
         for i, (run, folder) in enumerate(zip(group.runs, group.folders, strict=True)):
             with _about(run):
                 run_folder.claim(folder, run.config.to_dict(), data.path)
-            for name in ("audit.json", "preprocess.npz"):
+                files[i].enter_context(run_folder.lock(folder))
+            for name in _FILES:
                 sweep_folder.copy(data.folder / name, folder / name)
             trials[i] = trial.Trial(
                 run.config, data.data, data.train, data.validation, folder, one_device
             )
-            stack.callback(trials[i].close)
+            files[i].callback(trials[i].close)
 
         def end(i: int, reason: str | None) -> None:
             started = time.monotonic()
@@ -340,8 +361,9 @@ def _train_group(
                 except trial.Stopped as error:
                     reason = str(error)
             spent = seconds[i] + time.monotonic() - started
-            status = {"reason": reason, "seconds": round(spent, 2)}
+            status = {"reason": reason, "seconds_of_last_start": round(spent, 2)}
             run_folder.write_json(group.folders[i] / "status.json", status)
+            files[i].close()
             if reason is not None:
                 _logger.warning("%s failed: %s", group.runs[i].name, reason)
 
@@ -363,54 +385,6 @@ def _train_group(
             report=report,
             stop=asked_to_stop,
         )
-
-
-def _conclude(runs: Sequence[grid.Run], workdir: pathlib.Path, index: int) -> Found:
-    """Writes the tables if all runs have ended."""
-    statuses = {
-        run.name: sweep_folder.status(workdir / "runs" / run.name) for run in runs
-    }
-    failed = {name: s["reason"] for name, s in statuses.items() if s and s["reason"]}
-    missing = sum(status is None for status in statuses.values())
-    if missing:
-        return Found(None, failed, missing)
-    outcomes, rows = [], []
-    for run in runs:
-        folder, status = workdir / "runs" / run.name, statuses[run.name]
-        results = predictions = None
-        if not status["reason"]:
-            text = (folder / "results.json").read_text(encoding="utf-8")
-            results = json.loads(text)
-            predictions = comparison.read_predictions(folder / "predictions.csv")
-        outcomes.append(
-            comparison.Outcome(run.setting, run.config.seed, results, predictions)
-        )
-        rows.append(_run_row(run, status, results))
-    table = comparison.compare(outcomes)
-    sweep_folder.write(workdir / "runs.csv", comparison.to_csv(rows), index)
-    sweep_folder.write(workdir / "sweep.csv", comparison.to_csv(table), index)
-    return Found(table, failed, 0)
-
-
-def _run_row(
-    run: grid.Run, status: Mapping[str, Any], results: Mapping[str, Any] | None
-) -> comparison.Row:
-    row: comparison.Row = {"run": run.name} | dict(run.settings)
-    row["status"] = "failed" if status["reason"] else "finished"
-    row["best_epoch"] = results and results["selected"]["epoch"]
-    for metric in ("srcc", "plcc", "rmse"):
-        row[metric] = results and results["average"][metric]["value"]
-    return row | {"seconds": status["seconds"], "reason": status["reason"]}
-
-
-def _device_for_each_core() -> None:
-    """Makes a device of each processor core, unless something else was asked for.
-
-    Runs side by side on one core each are faster than runs one after another on all.
-    """
-    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not forced and jax.config.jax_num_cpu_devices < 0:
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 
 if __name__ == "__main__":

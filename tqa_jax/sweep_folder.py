@@ -8,36 +8,48 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from tqa_jax import hyperparameters, schema
 
+# May change: a data set may move, its checksum is compared; and how many runs go side
+# by side changes no result.
+_FREE = ("base.data.path", "at_once")
 
-def claim(workdir: pathlib.Path, sweep: ml_collections.ConfigDict, index: int) -> bool:
-    """Makes the folder, or checks that it belongs to this sweep.
+
+def describe(
+    sweep: ml_collections.ConfigDict, checksums: Mapping[str, str]
+) -> dict[str, Any]:
+    """Says what a sweep is: the content of its `sweep.json`.
 
     Args:
-        workdir: the folder.
         sweep: the configuration.
-        index: number of this process; another may be making the folder, too.
+        checksums: of the data sets, by what chooses them.
+    """
+    return json.loads(json.dumps(sweep.to_dict() | {"data": dict(checksums)}))
 
-    Returns:
-        Whether it is new.
+
+def check(workdir: pathlib.Path, mine: Mapping[str, Any]) -> bool:
+    """Whether the folder is new; if not, it belongs to this sweep.
+
+    Args:
+        workdir: the folder, which need not exist.
+        mine: see `describe`.
 
     Raises:
         InputError: when it holds something else.
     """
     file = workdir / "sweep.json"
-    mine = json.loads(json.dumps(sweep.to_dict()))
+    # The list first: whoever makes the folder now writes sweep.json before the rest.
+    listed = list(workdir.iterdir()) if workdir.exists() else []
     if not file.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        if any(one.suffix != ".part" for one in workdir.iterdir()):
+        if any(one.suffix != ".part" for one in listed):
             raise schema.InputError(
                 f"{workdir} is not empty and holds no sweep; choose another --workdir"
             )
-        write(file, json.dumps(mine, indent=1) + "\n", index)
         return True
     try:
         theirs = json.loads(file.read_text(encoding="utf-8"))
@@ -47,22 +59,43 @@ def claim(workdir: pathlib.Path, sweep: ml_collections.ConfigDict, index: int) -
             f"{file} is damaged; choose another --workdir"
         ) from error
     for key in {**before, **now}:
-        # A data set may move; its content is checked run by run.
-        if before.get(key) != now.get(key) and key != "base.data.path":
+        if before.get(key) != now.get(key) and key not in _FREE:
+            what = "a data set whose sha256 " if key.startswith("data.") else ""
             raise schema.InputError(
-                f"{workdir} holds a sweep with {key} = {before.get(key)}, not "
+                f"{workdir} holds a sweep with {what}{key} = {before.get(key)}, not "
                 f"{now.get(key)}; choose another --workdir"
             )
     return False
 
 
+def claim(workdir: pathlib.Path, mine: Mapping[str, Any], index: int) -> None:
+    """Makes the folder, unless it is there.
+
+    Args:
+        workdir: the folder.
+        mine: see `describe`.
+        index: number of this process; another may be making the folder, too.
+
+    Raises:
+        InputError: when it holds something else.
+    """
+    if check(workdir, mine):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / "sweep.json", json.dumps(mine, indent=1) + "\n", index)
+
+
 def status(folder: pathlib.Path) -> dict[str, Any] | None:
-    """How a run ended: `reason` of a failure or None, `seconds`; None if it has not."""
+    """How a run ended: None if it has not.
+
+    Returns:
+        `reason` of a failure, or None; `seconds_of_last_start`, this run's share of
+        the process that ended it.
+    """
     file = folder / "status.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
     if (folder / "results.json").exists():
-        return {"reason": None, "seconds": None}
+        return {"reason": None, "seconds_of_last_start": None}
     return None
 
 

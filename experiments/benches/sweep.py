@@ -4,12 +4,15 @@ P3: runs that differ in seed and learning rate, dropout 0.1, at three sizes. Our
 the programs of `tqa_jax.fleet`: one run after another on one device with all threads,
 all of them vmapped on it, and both with a device for each core. PyTorch trains its
 runs one after another in one process with all threads, or shared out over processes;
-ratios are to the faster of the two. All keep freed memory (`tqa_jax.heap`). That both
-sides train the same network is asserted by the bench `train`.
+ratios are to the faster of the two. All keep freed memory (`tqa_jax.heap`) and train on
+the same batch. That a run without dropout has the same scores, loss and gradient on
+both sides is asserted at each size before anything is timed.
 """
 
 import contextlib
 import importlib.util
+import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +25,7 @@ from experiments.benches import train as training
 from tqa_jax import assemble, fleet, pipeline, prepare, schema, train_step
 
 _THREADS = training.THREADS
+_COMPARED = ("scores", "loss", "gradient")
 _ALONE = "ours one after another"
 
 
@@ -47,6 +51,7 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
 
 
 def _compare(size: str, runs: int, steps: int, rounds: int) -> list[timing.Table]:
+    agreed = _agreed(size)
     rates = [_sizes.LEARNING_RATE * (1 + number) for number in range(runs)]
     ways = {
         _ALONE: (1, 1),
@@ -81,9 +86,34 @@ def _compare(size: str, runs: int, steps: int, rounds: int) -> list[timing.Table
     )
     ours = {name: values for name, values in seconds.items() if name not in peers}
     return [
-        timing.compare(title, seconds, best, "The faster PyTorch."),
+        timing.compare(title, seconds, best, f"The faster PyTorch. {agreed}"),
         timing.compare(f"{title}: at once or not", ours, _ALONE),
     ]
+
+
+def _agreed(size: str) -> str:
+    """Asserts that both sides train the same network; says how close they are."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        _ours.write(pathlib.Path(folder), _sizes.SIZES[size], 0.0)
+        kinds = {
+            "_ours": {"folder": folder, "size": size, "dropout": 0.0},
+            "_torch_training": {"folder": folder, "compiled": False},
+        }
+        # PyTorch's side compares itself with what ours has written.
+        for module, arguments in kinds.items():
+            name = f"experiments.benches.{module}:side"
+            one = sides.Side(name, arguments, _THREADS)
+            said = stack.enter_context(sides.start(one)).check()
+    _, found = said
+    for what in _COMPARED:
+        if not found[what] <= training.LIMITS[what]:
+            raise RuntimeError(
+                f"PyTorch and ours differ at {size} in {what} by {found[what]:.2g}; "
+                f"expected at most {training.LIMITS[what]:g}"
+            )
+    differ = ", ".join(f"{what} {found[what]:.1g}" for what in _COMPARED)
+    return f"One run differs from ours by: {differ}."
 
 
 def side(
@@ -118,7 +148,7 @@ def side(
 
         return assemble.Parts(step, init, network.apply, None, network.apply)
 
-    windows = _ours.draw(chosen)
+    windows = _ours.draw(chosen, missing=0.1)  # As `_ours.write`, for PyTorch.
     numbers = np.arange(chosen.clips)
     clips = pipeline.Clips((), (), windows.labels, numbers, numbers, ())
     split = prepare.Split(clips, chosen.frames, windows, None)
