@@ -1,7 +1,6 @@
 """How far a sweep is: a bar, or a line now and then."""
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -43,7 +42,8 @@ class Progress:
         self._bar.update(steps)
         self._bar.set_postfix_str(f"{self.group}, {said}")
         now = time.monotonic()
-        if self._bar.disable and now - self._said >= _SECONDS_BETWEEN_LINES:
+        late = now - self._said >= _SECONDS_BETWEEN_LINES
+        if self._bar.disable and self._taken and late:
             self._said = now
             rate = self._taken / (now - self._started)
             _logger.info(
@@ -54,7 +54,7 @@ class Progress:
                 self._runs,
                 self._taken,
                 rate,
-                self._left / rate if rate else math.inf,
+                self._left / rate,
                 said,
             )
 
