@@ -207,7 +207,7 @@ def test_corrected_command_may_use_the_same_folder(data, tmp_path):
         ({"consistency__mode": "cor"}, "unknown consistency 'cor'"),
         ({"train__accumulation": 3}, "accumulation 3 does not divide"),
         ({"train__select_metric": "acc"}, "unknown train.select_metric 'acc'"),
-        ({"seed": -1}, "seed is -1; expected 0 to 2^32 - 1"),
+        ({"seed": -1}, "seed is -1; expected 0 to 4294967295"),
         ({"model__depth": 0}, "model.depth is 0; expected at least 1"),
         ({"model__dropout": 2.0}, "model.dropout is 2.0; expected 0 or more and less"),
         ({"optim__clip_norm": 0.0}, "optim.clip_norm is 0.0; expected more than 0"),

@@ -260,7 +260,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         InputError: naming the key, what it is and what was expected.
     """
     if not 0 <= config.seed < 2**32:
-        raise schema.InputError(f"seed is {config.seed}; expected 0 to 2^32 - 1")
+        raise schema.InputError(f"seed is {config.seed}; expected 0 to 4294967295")
     for key, least in (
         ("data.max_frames", 1),
         ("optim.plateau_patience", 1),

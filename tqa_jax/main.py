@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    # Else absl would show each step of Orbax.
+    absl.logging.set_verbosity(absl.logging.WARNING)
     cache.keep_programs()
     heap.keep()
     try:
@@ -66,8 +68,6 @@ def main(argv: Sequence[str]) -> None:
 
 def show_progress(level: int) -> None:
     """Sends our own log lines to stderr."""
-    # Else absl would show each step of Orbax.
-    absl.logging.set_verbosity(absl.logging.WARNING)
     handler = logging.StreamHandler()
     for name in ("tqa_jax", "extract"):
         logger = logging.getLogger(name)

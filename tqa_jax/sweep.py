@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import ml_collections
 import numpy as np
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     given = flags.FLAGS
+    absl.logging.set_verbosity(absl.logging.WARNING)
     cache.keep_programs()
     heap.keep()
     fleet.device_for_each_core()
