@@ -154,7 +154,8 @@ def test_processes_with_other_options_equal_one(data, tmp_path, devices, options
     options = (*OPTIONS, *options)
     assert_done(start(tmp_path / "one", data, *options, count=1))
     assert_done(start(tmp_path / "two", data, *options, devices=devices))
-    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+    # With many parameters Adam magnifies the rounding of some tiny gradient.
+    assert_equal_runs(tmp_path / "one", tmp_path / "two", tolerance=5e-6)
 
 
 LONG = ("--config.train.epochs=8", "--config.train.checkpoint_every=3")
