@@ -1,13 +1,17 @@
-"""Action units (FACS) in OpenFace's order and 0..5 scale, from two backends.
+"""Action units (FACS), 17 a row, from three backends.
 
-The one thing to know: `blendshapes` maps the landmarker's 52 activations to the 17
-units by the table below, `openface` reads intensities that OpenFace wrote. Both have
-the same names and scale, not the same calibration: a data set holds one of them.
+The one thing to know: `blendshapes` and `openface` have OpenFace's 17 units on its 0..5
+scale, but not the same calibration; `geometry` has other units in another order, and
+distances instead of intensities. A data set holds one of them.
 
-MediaPipe's blendshapes are named as ARKit's. The table pairs each with the unit whose
-FACS definition (Ekman, Friesen, Hager 2002) describes the same movement; see also
-M. Ozel, "ARKit to FACS Cheat Sheet". Left and right are averaged and the activation in
-0..1 is multiplied by 5.
+`blendshapes` maps the landmarker's 52 activations to the units by the table below.
+MediaPipe's blendshapes are named as ARKit's (Apple, `ARFaceAnchor.BlendShapeLocation`,
+says for each which movement it is). The table pairs each with the unit whose definition
+in FACS (Ekman, Friesen, Hager 2002) is that movement; see also M. Ozel, "ARKit to FACS
+Cheat Sheet" (melindaozel.com/arkit-to-facs-cheat-sheet). Left and right are averaged
+and the activation in 0..1 is multiplied by 5: that is OpenFace's scale and nobody's
+calibration, so compare the backends by correlation (`python -m
+extract.compare_units`).
 Two units have no shape of their own: AU23 (lip tightener) takes `mouthPress` (AU24,
 its neighbour), AU25 (lips part) the largest of lips and jaw apart less closure.
 MediaPipe's `cheekSquint` and `noseSneer` hardly ever leave 0, so AU06 and AU09 carry
@@ -24,28 +28,45 @@ little.
 | AU09 nose wrinkler | noseSneer | AU26 jaw drop | jawOpen |
 | AU10 upper lip raiser | mouthUpperUp | AU45 blink | eyeBlink |
 | AU12 lip corner puller | mouthSmile | | |
+
+`geometry` is for data of the older PyTorch system: its 17 distances between mesh
+points, named after units that they hardly measure. Distances are in MediaPipe's own
+coordinates (x and z in picture widths, y in picture heights), so they grow with the
+face and depend on the picture's shape. Six are functions of others: AU07 = 1 / AU05,
+AU14 = 1 / AU12, AU15 = 0.8 AU14, AU23 = 1 / AU25, AU26 = 1.2 AU25, AU28 = 1 / AU20.
+The older system divided each row by its own largest value, which takes out all
+absolute size. `from_geometry` does not, and `undo_scaling` takes the division out of
+old rows exactly, because a distance and its own inverse are both in the row: features
+from old data and features measured now are the same quantity. The mesh is another
+one: theirs was MediaPipe's Face Mesh without refined eyes and lips.
 """
 
-import csv
-import math
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract import landmarks
-from tqa_jax import schema
+from extract import landmarks, openface
 
-UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
-FEATURES = tuple(f"AU{unit:02d}" for unit in UNITS)
-"""Names of the features, in the order of the last axis."""
-VERSIONS: Mapping[str, str] = {"blendshapes": "1", "openface": "1"}
+UNITS = openface.UNITS
+FEATURES = openface.FEATURES
+"""Names of the features of `blendshapes` and `openface`, in order of the last axis."""
+GEOMETRY_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28)
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "blendshapes": FEATURES,
+    "openface": FEATURES,
+    "geometry": tuple(f"AU{unit:02d}_distance" for unit in GEOMETRY_UNITS),
+}
+"""Names of the features by backend, in order of the last axis."""
+VERSIONS: Mapping[str, str] = {"blendshapes": "1", "openface": "2", "geometry": "1"}
 DESCRIPTIONS: Mapping[str, str] = {
     "blendshapes": "17 action units, 0-5, from the face landmarker's blendshapes",
     "openface": "17 action unit intensities, 0-5, written by OpenFace",
+    "geometry": (
+        "17 distances between face mesh points and their inverses, as an older system "
+        "named them after action units; not divided by the largest of the row"
+    ),
 }
-MAX_INTENSITY = 5.0
 
 _TABLE: Mapping[int, tuple[str, ...]] = {
     1: ("browInnerUp",),
@@ -65,8 +86,6 @@ _TABLE: Mapping[int, tuple[str, ...]] = {
     26: ("jawOpen",),
     45: ("eyeBlinkLeft", "eyeBlinkRight"),
 }
-_MIN_CONFIDENCE = 0.5  # of OpenFace's detector, where the table has the column
-_PLAUSIBLE_STEP = (1 / 240, 1.0)  # seconds between rows of a table made from a video
 
 
 def from_blendshapes(
@@ -87,115 +106,75 @@ def from_blendshapes(
     apart = np.maximum(units[26] - mean("mouthClose"), 0)
     units[25] = np.maximum(apart, np.maximum(lower, units[10]))
     stacked = np.stack([units[unit] for unit in UNITS], axis=-1)
-    return (MAX_INTENSITY * stacked).astype(np.float32)
+    return (openface.MAX_INTENSITY * stacked).astype(np.float32)
 
 
-def read_openface(
-    path: str | pathlib.Path, num_rows: int, frame_seconds: Sequence[float]
-) -> tuple[Float[np.ndarray, "T 17"], Bool[np.ndarray, " T"]]:
-    """Reads OpenFace's intensities `AUxx_r` onto the 25 Hz rows of a clip.
+_EPSILON = 1e-6  # the older system adds it to a distance before inverting it
 
-    A row takes the nearest line, half a step away at most. Lines are placed by
-    `timestamp`, or by `frame` (from 1) and the clip's own frame times when there is
-    no `timestamp` or it cannot be one (OpenFace writes 1 ms steps for image
-    sequences). Lines with `success` 0 or `confidence` below 0.5 are missing; of
-    several faces the one with most lines counts.
+
+def from_geometry(points: Float[np.ndarray, "*T N 3"]) -> Float[np.ndarray, "*T 17"]:
+    """Measures the older system's 17 distances, in the order of `GEOMETRY_UNITS`.
 
     Args:
-        path: the table; column names may have spaces around them.
-        num_rows: rows of the clip.
-        frame_seconds: time of each of the clip's own frames, from 0.
+        points: mesh points in MediaPipe's coordinates (see `landmarks.Face`), 468 or
+            478 of them; NaN where missing.
 
     Returns:
-        Intensities, NaN where missing, and the mask.
-
-    Raises:
-        schema.InputError: the table cannot be read or lacks a column.
+        Distances and inverse distances, NaN where a row is missing.
     """
-    columns = _columns(pathlib.Path(path))
-    missing = [name for name in FEATURES if f"{name}_r" not in columns]
-    if missing:
-        raise schema.InputError(
-            f"{path} lacks the column {missing[0]}_r; expected an OpenFace table with "
-            f"the {len(UNITS)} intensities {FEATURES[0]}_r to {FEATURES[-1]}_r"
-        )
-    values = np.stack([columns[f"{name}_r"] for name in FEATURES], axis=-1)
-    good = np.isfinite(values).all(axis=-1)
-    if "success" in columns:
-        good &= columns["success"] == 1
-    if "confidence" in columns:
-        good &= columns["confidence"] >= _MIN_CONFIDENCE
-    seconds, step = _placed(columns, frame_seconds, path)
-    lines = np.isfinite(seconds)
-    if "face_id" in columns and good.any():
-        faces, counts = np.unique(columns["face_id"][good], return_counts=True)
-        lines &= columns["face_id"] == faces[counts.argmax()]
-    features = np.full((num_rows, len(UNITS)), np.nan, np.float32)
-    if lines.any():
-        order = np.flatnonzero(lines)[np.argsort(seconds[lines], kind="stable")]
-        known = seconds[order]
-        rows = np.arange(num_rows) / schema.FPS
-        nearest = np.searchsorted((known[1:] + known[:-1]) / 2, rows)
-        near = np.abs(known[nearest] - rows) <= 0.5 * max(step, 1 / schema.FPS) + 1e-3
-        taken = near & good[order[nearest]]
-        features[taken] = np.clip(values[order[nearest[taken]]], 0, MAX_INTENSITY)
-    return features, np.isfinite(features[:, 0])
+    points = np.asarray(points, np.float64)
+
+    def apart(*pairs: tuple[int, int]) -> np.ndarray:
+        first, second = np.array(pairs).T
+        difference = points[..., first, :] - points[..., second, :]
+        return np.linalg.norm(difference, axis=-1).mean(axis=-1)
+
+    units = {
+        1: apart((65, 8), (295, 8)),
+        2: apart((105, 8), (334, 8)),
+        4: apart((66, 296)),
+        5: apart((159, 145), (386, 374)),
+        6: apart((133, 61), (362, 291)),
+        9: apart((5, 6)),
+        10: apart((13, 8)),
+        12: apart((61, 152), (291, 377)),
+        17: apart((17, 8)),
+        20: apart((61, 291)),
+        25: apart((13, 17)),
+    }
+    for unit, of in ((7, 5), (14, 12), (23, 25), (28, 20)):
+        units[unit] = 1 / (units[of] + _EPSILON)
+    units[15] = 0.8 * units[14]
+    units[26] = 1.2 * units[25]
+    stacked = np.stack([units[unit] for unit in GEOMETRY_UNITS], axis=-1)
+    return stacked.astype(np.float32)
 
 
-def _placed(
-    columns: Mapping[str, np.ndarray], frame_seconds: Sequence[float], path
-) -> tuple[np.ndarray, float]:
-    """Returns the time of each line and the usual step, in seconds."""
-    if "timestamp" in columns:
-        seconds = columns["timestamp"]
-        steps = np.diff(np.unique(seconds[np.isfinite(seconds)]))
-        step = float(np.median(steps)) if len(steps) else 1 / schema.FPS
-        if _PLAUSIBLE_STEP[0] <= step <= _PLAUSIBLE_STEP[1]:
-            return seconds, step
-    if "frame" not in columns:
-        raise schema.InputError(
-            f"{path} has neither a usable timestamp nor a frame column; "
-            "expected `timestamp` in seconds or `frame` counted from 1"
-        )
-    times = np.asarray(frame_seconds, float)
-    index = columns["frame"] - 1
-    inside = (index >= 0) & (index < len(times))
-    seconds = np.full(len(index), np.nan)
-    seconds[inside] = times[index[inside].astype(int)]
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / schema.FPS
-    return seconds, step
+def undo_scaling(
+    rows: Float[np.ndarray, "*T 17"],
+) -> tuple[Float[np.ndarray, "*T 17"], Bool[np.ndarray, "*T"]]:
+    """Takes the division by a row's own maximum out of the older system's units.
 
+    With mouth width d, a row holds a = d / m and b = 1 / ((d + e) m) for its maximum
+    m, so that a b m^2 + e b m = 1 gives m.
 
-def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the numeric columns that are needed, by name stripped of spaces."""
-    wanted = {f"{name}_r" for name in FEATURES}
-    wanted |= {"frame", "face_id", "timestamp", "confidence", "success"}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            header = [name.strip() for name in next(lines, [])]
-            places = {name: header.index(name) for name in wanted & set(header)}
-            table: dict[str, list[float]] = {name: [] for name in places}
-            for number, line in enumerate(lines, 2):
-                if not line:
-                    continue
-                if len(line) < len(header):
-                    raise schema.InputError(
-                        f"{path} line {number} has {len(line)} of {len(header)} columns"
-                    )
-                for name, place in places.items():
-                    table[name].append(_number(line[place], path, number, name))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise schema.InputError(f"{path} cannot be read: {error}") from error
-    return {name: np.array(values, float) for name, values in table.items()}
+    Args:
+        rows: as the older system stored them.
 
-
-def _number(text: str, path: pathlib.Path, line: int, name: str) -> float:
-    if not text.strip():
-        return math.nan
-    try:
-        return float(text)
-    except ValueError as error:
-        raise schema.InputError(
-            f"{path} line {line}: {name} is {text.strip()!r}; expected a number"
-        ) from error
+    Returns:
+        Rows as `from_geometry` gives them, to float32 rounding, and True for the rows
+        that were scaled so: no value below 0, the largest 1, and AU15 = 0.8 AU14. The
+        other rows are NaN.
+    """
+    rows = np.asarray(rows, np.float64)
+    width, inverse, dimpler, corner = (
+        rows[..., GEOMETRY_UNITS.index(unit)] for unit in (20, 28, 14, 15)
+    )
+    scaled = (rows >= 0).all(axis=-1) & (np.abs(rows.max(axis=-1) - 1) < 1e-5)
+    scaled &= np.isclose(corner, 0.8 * dimpler, rtol=1e-4, atol=0)
+    scaled &= (width > 0) & (inverse > 0)
+    product = np.where(scaled, width * inverse, 1.0)
+    small = _EPSILON * np.where(scaled, inverse, 0.0)
+    largest = (np.sqrt(small**2 + 4 * product) - small) / (2 * product)
+    found = np.where(scaled[..., None], rows * largest[..., None], np.nan)
+    return found.astype(np.float32), scaled

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,33 +53,27 @@ class Summary:
         info: the data set's description.
         rejected: clip and reason of each clip that could not be used.
         notes: clip and note, for clips that are in the set.
-        measured: clips measured now; the others were measured earlier.
-        video_seconds: length of the clips measured now.
-        wall_seconds: time that measuring them took.
-        stage_seconds: time by stage, summed over the workers.
+        progress: what was measured now; the other clips were measured earlier.
     """
 
     info: schema.DatasetInfo
     rejected: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...] = ()
-    measured: int = 0
-    video_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    stage_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    progress: pool.Progress = dataclasses.field(default_factory=pool.Progress)
 
     def line(self) -> str:
         """Returns the summary in one line for people."""
         count = sum(split.clips for split in self.info.splits.values())
         parts = [f"{count} clips in the set, {len(self.rejected)} rejected"]
-        if self.measured:
-            speed = self.video_seconds / max(self.wall_seconds, 1e-9)
+        done = self.progress
+        if done.measured:
+            speed = done.video_seconds / max(done.wall_seconds, 1e-9)
             parts.append(
-                f"measured {self.measured} clips, {self.video_seconds / 60:.1f} "
+                f"measured {done.measured} clips, {done.video_seconds / 60:.1f} "
                 f"minutes of video, {speed:.1f} times faster than real time"
             )
-            stages = " ".join(f"{k} {v:.1f} s" for k, v in self.stage_seconds.items())
-            limit = max(self.stage_seconds, key=self.stage_seconds.__getitem__)
-            parts.append(f"{stages}; limited by {limit}")
+            rates = ", ".join(f"{k} {v:,.0f}" for k, v in done.rates().items())
+            parts.append(f"rows a second: {rates}; limited by {done.limit()}")
         else:
             parts.append("nothing had to be measured")
         return "; ".join(parts)
@@ -96,6 +90,7 @@ def build(
     num_workers: int | None = None,
     dtype: str = "float16",
     timeout_seconds: float | None = None,
+    measure: Callable[..., pool.Progress] = pool.measure,
 ) -> Summary:
     """Measures clips and writes them as a data set.
 
@@ -110,6 +105,7 @@ def build(
         dtype: how features are stored, `float16` or `float32`.
         timeout_seconds: a clip that takes longer is rejected; None takes one minute
             and five times `options.max_seconds`.
+        measure: runs the measuring, as `pool.measure` does.
 
     Returns:
         What was done. The folder holds `rejected.csv` and `notes.csv` as well.
@@ -136,7 +132,7 @@ def build(
         if out.exists():
             out.rmdir()
     pairs = list(zip(keys, items, strict=True))
-    done = pool.measure(
+    done = measure(
         {key: item.path for key, item in pairs},
         partial,
         options,
@@ -176,10 +172,7 @@ def build(
         info=info,
         rejected=rejected,
         notes=tuple(notes),
-        measured=done.measured,
-        video_seconds=done.video_seconds,
-        wall_seconds=done.wall_seconds,
-        stage_seconds=done.stage_seconds,
+        progress=done,
     )
 
 

@@ -6,6 +6,7 @@ instant n/16000 s, by the time stamps of the file.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -30,6 +31,7 @@ _FORMATS = (
 _MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192, beyond what cameras give
 _MAX_BAD_PACKETS = 0.05
 _MAX_MISSING = 0.05  # of the length that the header promises
+_MAX_TAIL_SECONDS = 0.5  # of sound after the pictures that nobody need know of
 
 
 class ClipError(Exception):
@@ -71,7 +73,8 @@ def frames(
     Raises:
         ClipError: the clip cannot be used.
     """
-    path = pathlib.Path(path)
+    # FFmpeg takes `12:30.mp4` for an address unless a folder stands before it.
+    path = pathlib.Path(path).absolute()
     if not path.is_file():
         raise ClipError("no such file")
     if path.stat().st_size == 0:
@@ -101,6 +104,11 @@ def frames(
             raise ClipError(
                 f"truncated: {found:.1f} s of {promised:.1f} s could be decoded"
             )
+    if heard - seconds > _MAX_TAIL_SECONDS:
+        media.notes.append(
+            f"the pictures end after {seconds:.2f} s: the {heard - seconds:.2f} s of "
+            "sound after them are left out"
+        )
 
 
 def _streams(container):
@@ -126,7 +134,7 @@ def _streams(container):
     if video.width * video.height > _MAX_PIXELS:
         raise ClipError(
             f"pictures of {video.width}x{video.height} pixels are larger than "
-            f"{_MAX_PIXELS >> 20} million pixels"
+            f"{_MAX_PIXELS / 1e6:.0f} million pixels"
         )
     # Clips are decoded side by side in processes: threads inside one only add memory.
     video.codec_context.thread_count = 1
@@ -157,6 +165,8 @@ def _rows(container, video, audio, media: Media, max_seconds: float):
             time = stamps(frame)
             if time is None:
                 continue
+            if time > max_seconds:
+                raise ClipError(f"longer than {max_seconds:g} s")
             media.frame_seconds.append(float(time))
             if previous is None:
                 previous = (time, frame)
@@ -261,6 +271,12 @@ def _header_seconds(container, video) -> tuple[float | None, float | None]:
         in_video = float(video.duration * video.time_base)
     if container.duration is not None:
         in_all = container.duration / av.time_base
+    # Where the header is silent, FFmpeg divides the file's size by the bit rates that
+    # it knows, often the sound's alone: that is no promise.
+    bits = sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
+    guess = 8 * container.size / bits if bits else math.inf
+    if in_all and math.isclose(in_all, guess, rel_tol=1e-3):
+        return None, None
     return in_video, in_all
 
 

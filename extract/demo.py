@@ -26,9 +26,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import process
-from fractions import Fraction
 
-import av
 import cv2
 import numpy as np
 import tqdm
@@ -36,7 +34,16 @@ import tqdm
 import tqa_jax
 from extract import build as builder
 from extract import clip as extractor
-from extract import demo_plan, flaws, landmarks, pool, portrait, render, speech
+from extract import (
+    demo_plan,
+    encode,
+    flaws,
+    landmarks,
+    pool,
+    portrait,
+    render,
+    speech,
+)
 from tqa_jax import cache as caches
 from tqa_jax import schema
 
@@ -99,30 +106,7 @@ def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> No
         frames: RGB, (T, H, W, 3) at 25 Hz, even width and height.
         audio: mono at 16 kHz, within -1..1.
     """
-    with (
-        pool.atomic(path) as part,
-        av.open(str(part), "w", format="mp4") as container,
-    ):
-        video = container.add_stream(
-            "libx264",
-            rate=flaws.FPS,
-            options={"crf": "15", "preset": "veryfast", "threads": "1"},
-        )
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        sound = container.add_stream("aac", rate=flaws.RATE, layout="mono")
-        sound.bit_rate = 96_000
-        for index, pixels in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            picture.pts, picture.time_base = index, Fraction(1, flaws.FPS)
-            container.mux(video.encode(picture))
-        container.mux(video.encode(None))
-        samples = np.ascontiguousarray(audio, np.float32)[None]
-        piece = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        piece.sample_rate, piece.pts = flaws.RATE, 0
-        piece.time_base = Fraction(1, flaws.RATE)
-        container.mux(sound.encode(piece))
-        container.mux(sound.encode(None))
+    encode.write(path, frames, audio)
 
 
 def build(

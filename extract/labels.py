@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 import pathlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from extract.build import Item
@@ -164,6 +165,15 @@ def videos(folder: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
+def _key(text: str) -> str:
+    """Returns a name as it is compared.
+
+    Cells lose the spaces around them, and an accent may be a letter's part or a
+    character after it: macOS stores names in the other form than people type.
+    """
+    return unicodedata.normalize("NFC", pathlib.PurePosixPath(text).as_posix().strip())
+
+
 class _Files:
     """Finds clips by file name or relative path, with or without extension."""
 
@@ -172,14 +182,14 @@ class _Files:
         self.paths = videos(folder)
         self._by_key: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
         for file in self.paths:
-            inside = file.relative_to(folder)
-            keys = {
+            inside = self._inside(file)
+            names = (
                 inside.as_posix(),
                 inside.with_suffix("").as_posix(),
                 file.name,
                 file.stem,
-            }
-            for key in keys:
+            )
+            for key in {_key(name) for name in names}:
                 self._by_key[key].append(file)
 
     def find(self, text: str, problem) -> tuple[pathlib.Path | None, str]:
@@ -190,27 +200,39 @@ class _Files:
         if not text:
             problem("the clip is empty")
             return None, text
-        key = pathlib.PurePosixPath(text.replace("\\", "/")).as_posix()
+        key = _key(text)
+        if key not in self._by_key:
+            key = _key(text.replace("\\", "/"))
         found = self._by_key.get(key, [])
-        exact = [file for file in found if file == self._folder / key]
-        found = exact or found
+        found = (
+            [file for file in found if file == self._folder / text]
+            or [file for file in found if _key(self._inside(file).as_posix()) == key]
+            or found
+        )
         if len(found) != 1:
             problem(
                 f"clip {text!r} is not in {self._folder}"
                 if not found
                 else f"clip {text!r} may be "
-                + " or ".join(str(file.relative_to(self._folder)) for file in found)
+                + " or ".join(str(self._inside(file)) for file in found)
                 + "; give its path with extension"
             )
             return None, text
-        inside = found[0].relative_to(self._folder)
+        inside = self._inside(found[0])
         bare = inside.with_suffix("").as_posix()
         same = [
             file
-            for file in self._by_key[bare]
-            if file.relative_to(self._folder).with_suffix("").as_posix() == bare
+            for file in self._by_key[_key(bare)]
+            if self._inside(file).with_suffix("").as_posix() == bare
         ]
-        return found[0], bare if len(same) == 1 else inside.as_posix()
+        clip = bare if len(same) == 1 else inside.as_posix()
+        if clip != clip.encode("utf-8", "ignore").decode():
+            problem(f"the name {clip!r} is not UTF-8, which data sets need: rename it")
+            return None, text
+        return found[0], clip
+
+    def _inside(self, file: pathlib.Path) -> pathlib.Path:
+        return file.relative_to(self._folder)
 
 
 def _lines(

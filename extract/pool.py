@@ -2,47 +2,67 @@
 
 The one thing to know: a result's file name is a digest of the clip's content, the
 options and the backends' versions, so a result is found again whatever the clip is
-called, and never used for another clip.
+called, and never used for another clip. Workers decode and find faces; where a backend
+is a network, this process runs it meanwhile on what they cut out.
 """
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
-import queue
-import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
-from concurrent import futures
 from typing import Any
 
-import cv2
 import numpy as np
 import pebble
-import tqdm
 
 from extract import clip as clips
-from extract import decode
-from tqa_jax import schema
+from extract import workers
+from tqa_jax import output, schema
 
 _logger = logging.getLogger(__name__)
 
 _LOG_SECONDS = 10.0
+_PARTS = ("features", "frame_mask", "pending")
+# What these stand for is in `clip.modalities`, and in the tables' content.
+_BY_CONTENT = (
+    "openface",
+    "landmarker",
+    "visual_weights",
+    "audio_weights",
+    "sync_weights",
+    "network_dtype",
+)
 
 
 class _CannotSaveError(Exception):
     """A result cannot be written."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """How long a clip is, and the time by stage that observing it took, seconds."""
+
+    video_seconds: float
+    stage_seconds: Mapping[str, float]
+
+
 @dataclasses.dataclass
 class Progress:
-    """What `measure` did; `rejected` maps the digests of useless clips to reasons."""
+    """What `measure` did.
+
+    Attributes:
+        rejected: digests of useless clips to reasons.
+        measured: clips measured now.
+        video_seconds: their length.
+        wall_seconds: time that it took.
+        stage_seconds: time of the workers by stage, summed over them.
+        network_seconds: time of the networks by stage.
+        num_workers: processes that shared the workers' stages.
+    """
 
     rejected: dict[str, str] = dataclasses.field(default_factory=dict)
     measured: int = 0
@@ -51,6 +71,32 @@ class Progress:
     stage_seconds: dict[str, float] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(clips.STAGES, 0.0)
     )
+    network_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    num_workers: int = 1
+
+    def add(self, key: str, clip: Observed | None, reason: str | None) -> None:
+        """Adds what came of a clip."""
+        if clip is None:
+            self.rejected[key] = reason
+            return
+        self.measured += 1
+        self.video_seconds += clip.video_seconds
+        for stage, spent in clip.stage_seconds.items():
+            self.stage_seconds[stage] += spent
+
+    def rates(self) -> dict[str, float]:
+        """Returns rows a second by stage, as if it were the only one."""
+        rows = self.video_seconds * schema.FPS
+        shared = {k: v / self.num_workers for k, v in self.stage_seconds.items()}
+        spent = {**shared, **self.network_seconds}
+        return {name: rows / seconds for name, seconds in spent.items() if seconds > 0}
+
+    def limit(self) -> str:
+        """Returns the stage that limits: workers and networks run side by side."""
+        workers = sum(self.stage_seconds.values()) / self.num_workers
+        networks = sum(self.network_seconds.values())
+        slower = self.network_seconds if networks > workers else self.stage_seconds
+        return max(slower, key=slower.__getitem__)
 
 
 def fingerprint(path: pathlib.Path, options: clips.Options) -> str:
@@ -66,7 +112,8 @@ def fingerprint(path: pathlib.Path, options: clips.Options) -> str:
 def public(options: clips.Options) -> dict[str, Any]:
     """Returns the options without the paths of this machine."""
     values = dataclasses.asdict(options)
-    del values["openface"], values["landmarker"]
+    for name in _BY_CONTENT:
+        del values[name]
     return values
 
 
@@ -78,38 +125,44 @@ def digest(value: Any) -> str:
 
 def load(folder: pathlib.Path, key: str) -> clips.ClipFeatures:
     """Reads a saved result."""
-    with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
-        about = json.loads(str(file["about"]))
-        names = about["modalities"]
-        return clips.ClipFeatures(
-            features={name: file[f"features/{name}"] for name in names},
-            frame_mask={name: file[f"frame_mask/{name}"] for name in names},
-            notes=tuple(about["notes"]),
-            seconds=about["seconds"],
-        )
+    with np.load(_result(folder, key), allow_pickle=False) as file:
+        return _loaded(file)
 
 
-@contextlib.contextmanager
-def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path to write to; what is there at the end appears as `path`."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)  # a full disk gets its room back
+def _result(folder: pathlib.Path, key: str) -> pathlib.Path:
+    return folder / f"{key}.npz"
+
+
+def _observed(folder: pathlib.Path, key: str) -> pathlib.Path:
+    """Returns where a clip is kept that networks have not seen yet."""
+    return folder / f"{key}.observed"
+
+
+def _loaded(file: Mapping[str, np.ndarray]) -> clips.ClipFeatures:
+    about = json.loads(str(file["about"]))
+
+    def part(name: str) -> dict[str, np.ndarray]:
+        return {one: file[f"{name}/{one}"] for one in about[name]}
+
+    return clips.ClipFeatures(
+        features=part("features"),
+        frame_mask=part("frame_mask"),
+        pending=part("pending"),
+        notes=tuple(about["notes"]),
+        seconds=about["seconds"],
+    )
 
 
 def save(folder: pathlib.Path, key: str, result: clips.ClipFeatures) -> None:
     """Writes a result; it appears complete or not at all."""
-    about = {
-        "modalities": list(result.features),
-        "notes": result.notes,
-        "seconds": dict(result.seconds),
+    path = (_observed if result.pending else _result)(folder, key)
+    parts = {name: getattr(result, name) for name in _PARTS}
+    about = {"notes": result.notes, "seconds": dict(result.seconds)}
+    about |= {name: list(part) for name, part in parts.items()}
+    arrays = {
+        f"{n}/{one}": value for n, part in parts.items() for one, value in part.items()
     }
-    arrays = {f"features/{name}": value for name, value in result.features.items()}
-    arrays |= {f"frame_mask/{name}": v for name, v in result.frame_mask.items()}
-    with atomic(folder / f"{key}.npz") as part, part.open("wb") as file:
+    with output.atomic(path) as part, part.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
 
@@ -120,6 +173,7 @@ def measure(
     *,
     num_workers: int,
     timeout_seconds: float,
+    device_batch: int | None = None,
 ) -> Progress:
     """Measures the clips that have no result yet.
 
@@ -129,137 +183,131 @@ def measure(
         options: how clips are measured.
         num_workers: processes.
         timeout_seconds: a clip that takes longer is given up.
+        device_batch: rows that a network sees at once; None takes its default.
 
     Raises:
-        schema.InputError: the folder cannot be written.
+        schema.InputError: the folder cannot be written, or a network's weights do not
+            fit it.
     """
-    progress = Progress()
-    todo = {}
-    for key, path in work.items():
-        reason = folder / f"{key}.rejected"
-        if reason.is_file():
-            progress.rejected[key] = reason.read_text(encoding="utf-8")
-        elif not (folder / f"{key}.npz").is_file():
-            todo[key] = path
+    progress, todo = begin(work, folder)
     if not todo:
         return progress
     start = time.perf_counter()
-    report = _Report(len(work), len(work) - len(todo))
-    finished: queue.SimpleQueue = queue.SimpleQueue()
-    workers = pebble.ProcessPool(
-        max_workers=min(num_workers, len(todo)),
-        initializer=_start_worker,
-        context=multiprocessing.get_context("spawn"),
-    )
+    progress.num_workers = min(num_workers, len(todo))
+    networks = open_networks(options, device_batch)
+    report = workers.Report("measured", len(work), len(work) - len(todo))
+    pool = workers.start(progress.num_workers)
     try:
-        for key, path in todo.items():
-            future = workers.schedule(
-                _measure_one, (path, options, folder, key), timeout=timeout_seconds
-            )
-            future.add_done_callback(functools.partial(_put, finished, key))
-        for _ in todo:
-            key, future = finished.get()
-            _take(progress, key, todo[key], future, folder, timeout_seconds)
-            report.add(progress)
-        workers.close()
-        workers.join()
+        # Few clips wait for networks, which may be slower: they take room on the disk.
+        for key, clip, reason in observe(
+            pool, todo, folder, options, timeout_seconds, 2 * progress.num_workers
+        ):
+            progress.add(key, clip, reason)
+            if networks is not None and reason is None:
+                see(networks, folder, key)
+            speed = progress.video_seconds / (time.perf_counter() - start)
+            rejected = len(progress.rejected)
+            report.add(f"{speed:.1f}x real time, {rejected} rejected")
+        if networks is not None:
+            finish(networks, folder)
+            progress.network_seconds = networks.seconds
     finally:
         report.close()
-        if workers.active:
-            workers.stop()
-            workers.join()
+        workers.stop(pool)
     progress.wall_seconds = time.perf_counter() - start
     return progress
 
 
-def _put(finished: queue.SimpleQueue, key: str, future: futures.Future) -> None:
-    finished.put((key, future))
+def begin(
+    work: Mapping[str, pathlib.Path], folder: pathlib.Path
+) -> tuple[Progress, dict[str, pathlib.Path]]:
+    """Returns what was rejected earlier, and the clips that have no result yet."""
+    progress, todo = Progress(), {}
+    for key, path in work.items():
+        reason = workers.reason_file(_result(folder, key))
+        if reason.is_file():
+            progress.rejected[key] = reason.read_text(encoding="utf-8")
+        elif not _result(folder, key).is_file():
+            todo[key] = path
+    return progress, todo
 
 
-def _take(
-    progress: Progress,
-    key: str,
-    path: pathlib.Path,
-    future: futures.Future,
+def open_networks(options: clips.Options, device_batch: int | None = None):
+    """Returns the `device.Networks` of the options, None without any.
+
+    Raises:
+        schema.InputError: weights are missing or do not fit the network.
+    """
+    if not options.networks():
+        return None
+    from extract import device  # loads JAX, which workers don't need
+
+    return device.Networks(options, device_batch=device_batch or device.DEVICE_BATCH)
+
+
+def observe(
+    pool: pebble.ProcessPool,
+    todo: Mapping[str, pathlib.Path],
     folder: pathlib.Path,
+    options: clips.Options,
     timeout_seconds: float,
-) -> None:
-    """Adds what came of one clip."""
-    error = future.exception()
-    if error is None:
-        reason, seconds, stages = future.result()
-        progress.measured += reason is None
-        progress.video_seconds += seconds
-        for stage, spent in stages.items():
-            progress.stage_seconds[stage] += spent
-        if reason is None:
-            return
-    elif isinstance(error, _CannotSaveError):
-        raise schema.InputError(f"{folder} cannot be written: {error}") from error
-    elif isinstance(error, TimeoutError):
-        reason = f"given up after {timeout_seconds:.0f} s"
-    elif isinstance(error, pebble.ProcessExpired):
-        reason = f"the process that measured it died (exit code {error.exitcode})"
-    else:  # a defect of ours; it costs this clip, not the job
-        reason = f"internal error: {type(error).__name__}: {error}"
-        lines = traceback.format_exception(error)
-        print(f"{path}:\n{''.join(lines)}", file=sys.stderr)
-    progress.rejected[key] = " ".join(reason.split())
+    ahead: int | None = None,
+) -> Iterator[tuple[str, Observed | None, str | None]]:
+    """Has workers observe clips and keep what they find.
+
+    Args:
+        pool: from `workers.start`.
+        todo: files by their fingerprints.
+        folder: where results are kept.
+        options: how clips are measured.
+        timeout_seconds: a clip that takes longer is given up.
+        ahead: most clips under way; None for no limit.
+
+    Yields:
+        For each clip its fingerprint, and how long it is or why it is rejected.
+
+    Raises:
+        schema.InputError: the folder cannot be written.
+    """
+    jobs = {key: (path, options, _result(folder, key)) for key, path in todo.items()}
+    return workers.in_turn(
+        pool, _observe_one, jobs, timeout_seconds=timeout_seconds, ahead=ahead
+    )
 
 
-def _measure_one(
-    path: pathlib.Path, options: clips.Options, folder: pathlib.Path, key: str
-) -> tuple[str | None, float, Mapping[str, float]]:
-    """Measures and saves one clip; returns a reason or None, its length, and times."""
-    result = reason = None
-    try:
-        result = clips.extract_clip(path, options)
-    except (decode.ClipError, schema.InputError) as error:
-        reason = str(error)
-    try:
-        if result is not None:
-            save(folder, key, result)
-            return None, result.rows / schema.FPS, result.seconds
-        # A property of the clip, so the next run need not try again.
-        with atomic(folder / f"{key}.rejected") as part:
-            part.write_text(reason, encoding="utf-8")
-        return reason, 0.0, {}
-    except OSError as error:  # a full disk ends the job instead of rejecting the rest
-        raise _CannotSaveError(error.strerror or str(error)) from error
+def see(networks, folder: pathlib.Path, key: str) -> None:
+    """Gives an observed clip to the networks and keeps the clips they complete."""
+    with np.load(_observed(folder, key), allow_pickle=False) as file:
+        clip = _loaded(file)
+    _keep(folder, networks.add(key, clip))
 
 
-def _start_worker() -> None:
-    """Sets a worker up: one thread each, since every core has a worker."""
-    cv2.setNumThreads(1)
+def finish(networks, folder: pathlib.Path) -> None:
+    """Completes the clips that still wait for a full batch."""
+    _keep(folder, networks.finish())
 
 
-class _Report:
-    """Shows progress: a bar on a terminal, else a log line every ten seconds."""
+def _keep(folder: pathlib.Path, complete) -> None:
+    for key, clip in complete:
+        try:
+            save(folder, key, clip)
+        except OSError as error:
+            raise schema.InputError(
+                f"{folder} cannot be written: {error.strerror or error}"
+            ) from error
+        _observed(folder, key).unlink()
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._done = total, done
-        self._start = self._last = time.monotonic()
-        self._bar = None
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                total=total, initial=done, unit="clip", desc="measuring"
-            )
 
-    def add(self, progress: Progress) -> None:
-        self._done += 1
-        now = time.monotonic()
-        speed = progress.video_seconds / max(now - self._start, 1e-9)
-        text = f"{speed:.1f}x real time, {len(progress.rejected)} rejected"
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update()
-        elif now - self._last >= _LOG_SECONDS:
-            self._last = now
-            _logger.info("measured %d of %d clips, %s", self._done, self._total, text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+def _observe_one(
+    path: pathlib.Path, options: clips.Options, result: pathlib.Path
+) -> Observed:
+    """Observes one clip and keeps what was found."""
+    folder, key = result.parent, result.stem
+    if _observed(folder, key).is_file():  # by a job that was stopped
+        return Observed(0.0, {})
+    found = clips.observe(path, options)
+    save(folder, key, found)
+    return Observed(found.rows / schema.FPS, found.seconds)
 
 
 def _content(path: pathlib.Path) -> list[Any]:

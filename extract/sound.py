@@ -33,7 +33,7 @@ class Collector:
         if kind != self._kind:  # a few streams change their format midway
             self.flush()
             self._kind = kind
-            self._resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+            self._resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
         self._keep(self._resampler.resample(frame))
 
     def flush(self) -> None:
@@ -46,8 +46,10 @@ class Collector:
         for frame in frames:
             if self._room > 0:
                 stamp = None if frame.pts is None else frame.pts * frame.time_base
+                # Packed samples: PyAV reads past the planes of 8 channels and crashes.
+                samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
                 # A plain mean: FFmpeg's own mix of two channels is 3 dB louder.
-                self.pieces.append((stamp, frame.to_ndarray().mean(axis=0)))
+                self.pieces.append((stamp, samples.mean(axis=-1)))
                 self._room -= frame.samples
 
 
@@ -100,3 +102,18 @@ def track(
     # Lossy codecs overshoot full scale a little; a broken float stream by far more.
     samples = np.clip(np.nan_to_num(samples, nan=0.0), -4.0, 4.0)
     return samples, present
+
+
+def heard(present: Bool[np.ndarray, " N"], num_rows: int) -> Bool[np.ndarray, " T"]:
+    """Returns the rows around whose instant the file has sound.
+
+    Args:
+        present: where the file has sound, from `track`.
+        num_rows: rows of the clip.
+
+    Returns:
+        True where at least half of the row's 40 ms, centred, has sound.
+    """
+    span = round(SAMPLE_RATE / schema.FPS)
+    padded = np.pad(present, (span // 2, span - span // 2))
+    return padded[: num_rows * span].reshape(num_rows, span).mean(axis=-1) >= 0.5

@@ -44,6 +44,8 @@ def write(
     sound_start: float = 0.0,
     codec: str = "mpeg4",
     sound_codec: str = "aac",
+    sound_rate: int = RATE,
+    layout: str = "mono",
     rotation: float = 0,
     pixel_aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
@@ -54,12 +56,14 @@ def write(
         path: the file; its suffix chooses the container.
         times: seconds of each picture.
         picture: from seconds to an RGB picture; None for no video.
-        sound: mono at 48 kHz; None for no audio.
+        sound: at `sound_rate`, (N,) or (channels, N); None for no audio.
         fps: the rate stated in the header.
         start: seconds by which both streams are late.
         sound_start: seconds by which the sound is late besides.
         codec: of the video.
         sound_codec: of the sound.
+        sound_rate: samples a second.
+        layout: of the channels, as FFmpeg names it.
         pixel_aspect: width over height of a stored pixel.
         rotation: display rotation to store, degrees.
         options: of the container.
@@ -78,7 +82,7 @@ def write(
             if rotation:
                 video.set_display_rotation(rotation)
         if sound is not None:
-            audio = file.add_stream(sound_codec, rate=RATE, layout="mono")
+            audio = file.add_stream(sound_codec, rate=sound_rate, layout=layout)
         if picture is not None:
             for time in times:
                 frame = av.VideoFrame.from_ndarray(picture(time), format="rgb24")
@@ -88,15 +92,20 @@ def write(
             packets += video.encode()
         if sound is not None:
             format = audio.codec_context.format.name
-            planar = format.startswith("flt")
-            for at in range(0, len(sound), 1024):
-                piece = sound[None, at : at + 1024]
-                if not planar:
+            sound = np.atleast_2d(sound)
+            if len(sound) > 1:  # PyAV cannot fill 8 planes; the encoder converts
+                format = format.removesuffix("p")
+            planar = format.endswith("p")
+            for at in range(0, sound.shape[1], 1024):
+                piece = np.ascontiguousarray(sound[:, at : at + 1024])
+                if format.startswith("s16"):
                     piece = (piece * 32767).astype(np.int16)
-                frame = av.AudioFrame.from_ndarray(piece, format=format, layout="mono")
-                frame.sample_rate = RATE
-                frame.pts = at + round((start + sound_start) * RATE)
-                frame.time_base = Fraction(1, RATE)
+                if not planar:  # one row, the channels of an instant side by side
+                    piece = piece.T.reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(piece, format=format, layout=layout)
+                frame.sample_rate = sound_rate
+                frame.pts = at + round((start + sound_start) * sound_rate)
+                frame.time_base = Fraction(1, sound_rate)
                 packets += audio.encode(frame)
             packets += audio.encode()
         for packet in sorted(packets, key=lambda p: float(p.dts * p.time_base)):

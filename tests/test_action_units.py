@@ -1,28 +1,7 @@
-import os
-import pathlib
-
 import numpy as np
 import pytest
 
 from extract import action_units, landmarks
-from tqa_jax import schema
-
-SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))
-
-
-def _table(path, *, header=None, rows=10, **columns) -> pathlib.Path:
-    """Writes an OpenFace table whose unit j of line i is (i + j) / 10."""
-    names = [f"{name}_r" for name in action_units.FEATURES]
-    lines = [", ".join([*columns, *names] if header is None else header)]
-    for row in range(rows):
-        units = [f"{(row + j) / 10:.3f}" for j in range(len(names))]
-        lines.append(", ".join([*(str(c[row]) for c in columns.values()), *units]))
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def _times(rows: int, step: float) -> list[float]:
-    return [round(step * row, 4) for row in range(rows)]
 
 
 def test_units_are_in_openface_order():
@@ -31,6 +10,13 @@ def test_units_are_in_openface_order():
         "AU26 AU45"
     )
     assert " ".join(action_units.FEATURES) == expected
+
+
+def test_every_backend_says_what_its_17_features_are():
+    assert set(action_units.NAMES) == set(action_units.VERSIONS)
+    assert set(action_units.NAMES) == set(action_units.DESCRIPTIONS)
+    for names in action_units.NAMES.values():
+        assert len(names) == len(set(names)) == 17
 
 
 @pytest.mark.parametrize(
@@ -60,73 +46,70 @@ def test_missing_blendshapes_stay_missing():
     assert np.isnan(action_units.from_blendshapes(np.full((1, 52), np.nan))).all()
 
 
-def test_lines_are_placed_by_their_time(tmp_path):
-    path = _table(tmp_path / "a.csv", timestamp=_times(10, 1 / 30))
-    values, mask = action_units.read_openface(path, 12, [])
-    rows = np.arange(12) / 25
-    nearest = np.abs(np.array(_times(10, 1 / 30)) - rows[:, None]).argmin(axis=-1)
-    near = rows <= 0.3 + 0.5 / 25
-    np.testing.assert_array_equal(mask, near)
-    np.testing.assert_allclose(values[mask, 0], nearest[near] / 10, atol=1e-6)
-    np.testing.assert_allclose(values[mask, 16], nearest[near] / 10 + 1.6, atol=1e-6)
-    assert np.isnan(values[~mask]).all()
+def _faces(count: int) -> np.ndarray:
+    """Mesh points at random places of a picture, the last row missing."""
+    points = np.random.default_rng(0).uniform(0.2, 0.8, (count, 478, 3))
+    points[-1] = np.nan
+    return points
 
 
-def test_lines_without_a_time_are_the_frames_of_the_clip(tmp_path):
-    times = _times(10, 0.08)
-    for columns in ({}, {"timestamp": _times(10, 0.001)}):
-        path = _table(tmp_path / "a.csv", frame=range(1, 11), **columns)
-        values, mask = action_units.read_openface(path, 19, times)
-        assert mask.all()
-        np.testing.assert_allclose(values[::2, 0], np.arange(10) / 10, atol=1e-6)
+def _older(points: np.ndarray) -> dict[int, float]:
+    """The older system's distances of one face, unit by unit, written out."""
+
+    def d(i: int, j: int) -> float:
+        return float(np.sqrt(((points[i] - points[j]) ** 2).sum()))
+
+    units = {
+        1: (d(65, 8) + d(295, 8)) / 2,
+        2: (d(105, 8) + d(334, 8)) / 2,
+        4: d(66, 296),
+        5: (d(159, 145) + d(386, 374)) / 2,
+        6: (d(133, 61) + d(362, 291)) / 2,
+        9: d(5, 6),
+        10: d(13, 8),
+        12: (d(61, 152) + d(291, 377)) / 2,
+        17: d(17, 8),
+        20: d(61, 291),
+        25: d(13, 17),
+        26: 1.2 * d(13, 17),
+        23: 1 / (d(13, 17) + 1e-6),
+        28: 1 / (d(61, 291) + 1e-6),
+    }
+    units[7] = 1 / (units[5] + 1e-6)
+    units[14] = 1 / (units[12] + 1e-6)
+    units[15] = 0.8 * units[14]
+    return units
 
 
-def test_failed_uncertain_and_other_faces_are_missing(tmp_path):
-    path = _table(
-        tmp_path / "a.csv",
-        timestamp=[0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.2, 0.24, 0.28, 0.32],
-        success=[1, 1, 0, 0, 0, 1, 1, 1, 1, 1],
-        confidence=[0.9] * 8 + [0.2] * 2,
-        face_id=[0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-    )
-    values, mask = action_units.read_openface(path, 9, [])
-    np.testing.assert_array_equal(mask, [1, 1, 0, 0, 0, 1, 1, 0, 0])
-    assert values[5, 0] == pytest.approx(0.5)
+def test_geometry_is_the_older_systems_distances_in_its_order():
+    points = _faces(4)
+    found = action_units.from_geometry(points)
+    order = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28)
+    for row in range(3):
+        expected = _older(points[row])
+        np.testing.assert_allclose(found[row], [expected[u] for u in order], rtol=1e-6)
+    assert np.isnan(found[3]).all() and found.dtype == np.float32
+    np.testing.assert_array_equal(action_units.from_geometry(points[:, :468]), found)
+    assert action_units.NAMES["geometry"][-1] == "AU28_distance"
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "lacks the column AU01_r"),
-        ("frame,AU01_r\n1,2\n", "lacks the column AU02_r"),
-    ],
-)
-def test_a_useless_table_is_refused(tmp_path, text, message):
-    path = tmp_path / "a.csv"
-    path.write_text(text)
-    with pytest.raises(schema.InputError, match=message):
-        action_units.read_openface(path, 5, [])
+def test_rows_divided_by_their_maximum_come_back_as_they_were_measured():
+    points = _faces(200)[:-1]
+    points[:50] *= 1e-2  # small faces: the constant beside the distance then matters
+    points[50, 145], points[50, 374] = points[50, 159], points[50, 386]  # eyes shut
+    exact = action_units.from_geometry(points).astype(np.float64)
+    old = (exact / exact.max(axis=-1, keepdims=True)).astype(np.float32)
+    assert np.abs(old - exact).max() > 0.5
+    found, scaled = action_units.undo_scaling(old)
+    assert scaled.all()
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
-def test_a_word_in_a_number_names_line_and_column(tmp_path):
-    path = _table(tmp_path / "a.csv", timestamp=[0, "x", *_times(8, 0.04)])
-    with pytest.raises(schema.InputError, match="line 3: timestamp is 'x'"):
-        action_units.read_openface(path, 5, [])
-
-
-def test_a_table_without_time_and_frame_is_refused(tmp_path):
-    with pytest.raises(schema.InputError, match="neither a usable timestamp nor"):
-        action_units.read_openface(_table(tmp_path / "a.csv"), 5, [])
-
-
-@pytest.mark.parametrize(
-    "name, lines", [("facsvatar_raw_demo.csv", 490), ("pyfeat_OpenFace_Test.csv", 100)]
-)
-def test_real_tables_are_read(name, lines):
-    path = SHARED / "data" / "openface" / name
-    if not path.is_file():
-        pytest.skip(f"no {path}: set TQA_SHARED")
-    values, mask = action_units.read_openface(path, lines + 50, np.arange(lines) / 25)
-    assert mask.sum() == lines
-    known = values[mask]
-    assert known.min() >= 0 and known.max() <= 5 and np.median(known.std(axis=0)) > 0.02
+def test_rows_that_no_maximum_divided_are_told_apart():
+    exact = action_units.from_geometry(_faces(3))
+    old = exact / exact.max(axis=-1, keepdims=True)
+    odd = np.stack([old[0], exact[0], old[0] - 0.5, np.zeros(17), exact[2], old[0]])
+    odd[-1, action_units.GEOMETRY_UNITS.index(15)] *= 1.1
+    found, scaled = action_units.undo_scaling(odd)
+    np.testing.assert_array_equal(scaled, [1, 0, 0, 0, 0, 0])
+    assert np.isnan(found[1:]).all()

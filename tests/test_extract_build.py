@@ -11,7 +11,7 @@ import pytest
 
 from extract import build, clip, pool, run
 from tests import media
-from tqa_jax import records, schema
+from tqa_jax import output, records, schema
 
 TASKS = schema.TASKS[:2]
 NUM_GOOD = 4
@@ -108,7 +108,7 @@ def test_stored_features_and_labels_are_the_clips(command, folder):
     info = schema.load(out)
     stored = next(iter(records.read_split(out, info, "test")))
     np.testing.assert_array_equal(stored.labels, np.array([np.nan, 4], np.float32))
-    measured = clip.extract_clip(folder / "good3.mp4", clip.Options())
+    measured = clip.observe(folder / "good3.mp4", clip.Options())
     for name, values in measured.features.items():
         np.testing.assert_array_equal(
             stored.frame_mask[name], measured.frame_mask[name]
@@ -144,7 +144,8 @@ def test_clips_without_a_row_are_counted(command, capsys):
         (["--score_range=5,1"], "expected two numbers, the lowest score first"),
         (["--score_range=1,inf"], "--score_range is '1,inf'; expected two numbers"),
         (["--score_range=2,5"], "lip_sync is 1.5; expected 2 to 5"),
-        (["--visual=resnet101"], "unknown visual backend 'resnet101'; available: nss"),
+        (["--visual=cnn"], "unknown visual backend 'cnn'; available: nss, resnet101"),
+        (["--device_batch=0"], "--device_batch is 0; expected at least 1"),
         (["--num_workers=0"], "--num_workers is 0"),
         (["--name=a-b"], "'a-b' must be letters"),
         (["--landmarker=/none"], "no face landmarker at /none"),
@@ -165,10 +166,10 @@ def test_measured_clips_are_not_measured_again(folder, tmp_path):
     out.mkdir()  # an empty folder is as good as none
     for item in items[:3]:
         key = pool.fingerprint(item.path, clip.Options())
-        pool.save(partial, key, clip.extract_clip(item.path, clip.Options()))
+        pool.save(partial, key, clip.observe(item.path, clip.Options()))
     (partial / "leftover.1.part").write_bytes(b"half")
     summary = _build(items, out)
-    assert summary.measured == 1 and not partial.exists()
+    assert summary.progress.measured == 1 and not partial.exists()
     first, second = records.read_split(out, summary.info, "train")
     for name in summary.info.schema.widths:  # what is absent on purpose is masked
         assert first.frame_mask[name].any() == (name not in ("audio", "sync"))
@@ -192,7 +193,7 @@ def test_a_crash_and_a_defect_cost_one_clip_each(folder, tmp_path, capsys):
         work, tmp_path, clip.Options(), num_workers=1, timeout_seconds=60
     )
     assert done.measured == 1 and (tmp_path / "good.npz").is_file()
-    assert "process that measured it died" in done.rejected["crash"]
+    assert "process that worked on it died" in done.rejected["crash"]
     assert done.rejected["defect"] == "internal error: KeyError: 'a defect'"
     assert "KeyError" in capsys.readouterr().err
 
@@ -213,11 +214,11 @@ def test_a_file_that_cannot_be_read_costs_one_clip(folder, tmp_path):
     items.append(build.Item(folder / "lost.mp4", "lost", "s8", "train", {}))
     summary = _build(items, tmp_path / "set")
     assert summary.rejected == (("gone", "no such file"), ("lost", "no such file"))
-    assert summary.measured == NUM_GOOD
+    assert summary.progress.measured == NUM_GOOD
 
 
 def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
-    with pytest.raises(OSError), pool.atomic(tmp_path / "a") as part:
+    with pytest.raises(OSError), output.atomic(tmp_path / "a") as part:
         part.write_text("half")
         raise OSError
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from tqa_jax import schema
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     path = media.face(tmp_path_factory.mktemp("clip") / "a.mp4", 2.0)
-    return clip.extract_clip(path, clip.Options())
+    return clip.observe(path, clip.Options())
 
 
 def test_all_modalities_share_rows_and_fit_the_schema(measured):
@@ -30,7 +30,7 @@ def test_all_modalities_share_rows_and_fit_the_schema(measured):
 
 
 def test_measuring_again_gives_the_same_bits(tmp_path, measured):
-    again = clip.extract_clip(media.face(tmp_path / "b.mp4", 2.0), clip.Options())
+    again = clip.observe(media.face(tmp_path / "b.mp4", 2.0), clip.Options())
     for name, values in measured.features.items():
         np.testing.assert_array_equal(again.features[name], values)
 
@@ -50,7 +50,7 @@ def test_frames_without_a_face_are_masked_not_dropped(tmp_path):
         )
 
     path = media.face(tmp_path / "a.mp4", 1.6, picture=picture)
-    found = clip.extract_clip(path, clip.Options())
+    found = clip.observe(path, clip.Options())
     away = np.arange(10, 20)
     for name in ("visual", "keypoints", "action_units", "sync"):
         mask = found.frame_mask[name]
@@ -67,7 +67,7 @@ def test_a_rotated_clip_is_measured_upright(tmp_path, measured):
         return np.ascontiguousarray(np.rot90(media.talking()(time), -1))
 
     path = media.face(tmp_path / "a.mp4", 0.4, picture=turned, rotation=90)
-    found = clip.extract_clip(path, clip.Options())
+    found = clip.observe(path, clip.Options())
     assert "rotated or mirrored as the file asks" in found.notes
     np.testing.assert_allclose(
         found.features["keypoints"][3], measured.features["keypoints"][3], atol=0.02
@@ -76,7 +76,7 @@ def test_a_rotated_clip_is_measured_upright(tmp_path, measured):
 
 def test_late_sound_is_masked_in_the_audio_alone(tmp_path):
     path = media.face(tmp_path / "a.mkv", 2.0, sound_start=0.6, sound_codec="pcm_s16le")
-    found = clip.extract_clip(path, clip.Options())
+    found = clip.observe(path, clip.Options())
     np.testing.assert_array_equal(found.frame_mask["audio"], np.arange(50) >= 15)
     assert found.frame_mask["visual"].all()
     assert "no sound in 15 of 50 rows" in found.notes
@@ -84,7 +84,7 @@ def test_late_sound_is_masked_in_the_audio_alone(tmp_path):
 
 def test_silence_is_noted_and_not_rejected(tmp_path):
     path = media.face(tmp_path / "a.mp4", 1.0, sound=np.zeros(48000, np.float32))
-    found = clip.extract_clip(path, clip.Options())
+    found = clip.observe(path, clip.Options())
     assert found.notes == ("the sound is silent",)
     assert found.frame_mask["audio"].all() and found.frame_mask["sync"].all()
     np.testing.assert_array_equal(found.features["sync"], 0)
@@ -93,7 +93,7 @@ def test_silence_is_noted_and_not_rejected(tmp_path):
 def test_a_clip_without_a_face_is_refused(tmp_path):
     path = media.simple(tmp_path / "a.mp4")
     with pytest.raises(decode.ClipError, match="no face found in 25 frames"):
-        clip.extract_clip(path, clip.Options())
+        clip.observe(path, clip.Options())
 
 
 def test_openface_tables_replace_blendshapes(tmp_path):
@@ -101,7 +101,7 @@ def test_openface_tables_replace_blendshapes(tmp_path):
     tables = tmp_path / "tables"
     tables.mkdir()
     options = clip.Options(action_units="openface", openface=str(tables))
-    found = clip.extract_clip(path, options)
+    found = clip.observe(path, options)
     assert not found.frame_mask["action_units"].any()
     assert np.isnan(found.features["action_units"]).all()
     assert found.notes == ("no OpenFace table a.csv: action units are missing",)
@@ -110,7 +110,7 @@ def test_openface_tables_replace_blendshapes(tmp_path):
     lines = [", ".join(names)]
     lines += [", ".join([f"{i / 25}", *["1.5"] * 17]) for i in range(8)]
     (tables / "a.csv").write_text("\n".join(lines))
-    found = clip.extract_clip(path, options)
+    found = clip.observe(path, options)
     np.testing.assert_array_equal(found.frame_mask["action_units"], np.arange(10) < 8)
     np.testing.assert_array_equal(found.features["action_units"][:8], 1.5)
     assert found.notes == ("the OpenFace table covers 8 of 10 rows",)
@@ -122,8 +122,8 @@ def test_openface_tables_replace_blendshapes(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"visual": "resnet101"}, "unknown visual backend 'resnet101'; available: nss"),
-        ({"audio": "hubert"}, "unknown audio backend 'hubert'; available: logmel"),
+        ({"visual": "cnn"}, "unknown visual backend 'cnn'; available: nss, resnet101"),
+        ({"audio": "mfcc"}, "unknown audio backend 'mfcc'; available: logmel, hubert"),
         ({"action_units": "openface"}, "--openface=DIR"),
         ({"openface": "/none"}, "add --action_units=openface"),
         ({"action_units": "openface", "openface": "/none"}, "no folder of OpenFace"),

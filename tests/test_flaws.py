@@ -104,6 +104,38 @@ def test_clipping_cuts_the_planned_share_and_keeps_the_loudness(audio, strength)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("silent", [0.0, 0.7, 0.999])
+def test_digital_silence_is_not_clipped_and_does_not_count(audio, strength, silent):
+    quiet = audio.copy()
+    quiet[: round(silent * len(audio))] = 0
+    cut = flaws.clipping(quiet, strength)
+    assert np.all(np.isfinite(cut)) and np.abs(cut).max() <= 1
+    np.testing.assert_array_equal(cut == 0, quiet == 0)
+    at_limit = np.sum(np.abs(cut) >= np.abs(cut).max() * (1 - 1e-6))
+    heard = np.count_nonzero(quiet)
+    assert at_limit == pytest.approx(flaws.MAX_CLIPPED * strength * heard, abs=2)
+    assert flaws.clipping(np.zeros_like(audio), strength).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_the_ends_of_shifted_sound_meet_there_is_no_click(seed):
+    ramp = np.linspace(0.2, 0.8, 32_000).astype(np.float32)
+    moved = flaws.offset(ramp, 1.0, seed)
+    assert np.abs(np.diff(moved)).max() < 0.01
+    shift = flaws.offset_frames(1.0, seed) * flaws.RATE // flaws.FPS
+    near = np.abs(np.arange(32_000) + 0.5 - shift % 32_000) < 320
+    np.testing.assert_array_equal(moved[~near], np.roll(ramp, shift)[~near])
+
+
+def test_frames_that_are_compressed_one_by_one_are_the_same(frames):
+    frames = np.tile(frames, (1, 1, 3, 1))[:, :, :256]  # see `encode`
+    streamed = flaws.compressed(iter(frames), 0.6)
+    np.testing.assert_array_equal(
+        np.stack(list(streamed)), flaws.compression(frames, 0.6)
+    )
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
 def test_swap_replaces_the_planned_share_in_one_stretch(audio, strength):
     other = speech.synthesize(speech.draw_voice(1), seconds=3.2, seed=9).audio
     mixed = flaws.swap(audio, other, strength, 2)

@@ -41,7 +41,7 @@ def clips(tmp_path_factory):
 
 @functools.cache
 def measure(path):
-    return clip.extract_clip(path, clip.Options())
+    return clip.observe(path, clip.Options())
 
 
 def make_scorer(path, clip_file, *, half_width=0.5, members=1, **changed):
@@ -217,7 +217,7 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
     ("changed", "said"),
     [
         ({"version": "0"}, "visual of backend nss with version '0'.*installation has"),
-        ({"backend": "resnet101"}, "visual of backend 'resnet101'; .* has nss"),
+        ({"backend": "cnn"}, "visual of backend 'resnet101'; .* has nss"),
         ({"checksum": "0" * 64}, "with checksum"),
     ],
 )

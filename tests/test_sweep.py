@@ -463,14 +463,14 @@ def test_eight_devices_equal_single_runs_whatever_the_weighting(data, tmp_path):
             "name": ("gradnorm", "uncertainty"),
             "gradnorm": {"alpha": (0.5, 1.5)},
         },
-        "optim": {"learning_rate": (1e-3, 3e-3), "weight_decay": (0.0, 0.1)},
+        "optim": {"learning_rate": (1e-3, 3e-3)},
         "seed": (0, 1, 2),
     }
     code, output, errors = finish(start(*command(data, tmp_path, of_grid)))
     assert code == 0, errors
     runs = grid.plan(config_of(data, of_grid))
-    assert len(runs) == 48 and output.count("| gradnorm |") == 8
-    for number in (5, 47):
+    assert len(runs) == 24 and output.count("| gradnorm |") == 4
+    for number in (5, 23):
         run = runs[number]
         alone = single(data, tmp_path / f"alone{number}", run)
         assert_same_run(alone, tmp_path / "w" / "runs" / run.name)
@@ -486,7 +486,7 @@ def test_kill_9_at_several_points_and_the_same_command_ends_the_same(data, tmp_p
     code, _, errors = finish(start(*command(data, whole, of_grid), *more, devices=2))
     assert code == 0, errors
     arguments = [*command(data, killed, of_grid), *more]
-    for lines in (1, 60, 120, 190):
+    for lines in (1, 120):
         process = start(*arguments, devices=2)
         while process.poll() is None:
             logs = (killed / "w").glob("runs/*/metrics.jsonl")

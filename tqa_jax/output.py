@@ -1,12 +1,25 @@
 """A file that is there and whole, or not there."""
 
+import contextlib
 import io
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from tqa_jax import schema
+
+
+@contextlib.contextmanager
+def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path to write to; what is there at the end appears as `path`."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk gets its room back
 
 
 def write(path: pathlib.Path, data: str | bytes) -> None:

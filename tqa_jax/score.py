@@ -25,6 +25,8 @@ _FACELESS = 0.1  # Share of rows without a face from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
 _HOP_SECONDS = 0.5
 
+_WEIGHTED = ("visual", "audio", "sync")  # modalities that a network may measure
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
@@ -87,6 +89,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of OpenFace tables, for a scorer trained on them",
     )
+    for modality in _WEIGHTED:
+        parser.add_argument(
+            f"--{modality}_weights",
+            metavar="WHERE",
+            help=f"weights of the {modality} network that the scorer was trained on",
+        )
     parser.add_argument(
         "--max_seconds",
         type=float,
@@ -118,7 +126,12 @@ def _run(options: argparse.Namespace) -> int:
     template = None if options.html is None else score_page.load_template()
     judge = scorer.load(options.scorer)
     extraction = extraction_options(
-        judge.schema, openface=options.openface, max_seconds=options.max_seconds
+        judge.schema,
+        openface=options.openface,
+        max_seconds=options.max_seconds,
+        **{
+            f"{name}_weights": getattr(options, f"{name}_weights") for name in _WEIGHTED
+        },
     )
     paths = _videos(options.paths)
     results = score_files(
@@ -146,7 +159,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def extraction_options(
-    described: Mapping[str, Any], *, openface: str | None, max_seconds: float
+    described: Mapping[str, Any],
+    *,
+    openface: str | None = None,
+    max_seconds: float = 120.0,
+    **weights: str | None,
 ) -> Any:
     """How clips must be measured for a scorer: `extract.clip.Options`.
 
@@ -154,12 +171,13 @@ def extraction_options(
         described: `Scorer.schema`.
         openface: folder of OpenFace tables, or None.
         max_seconds: see `extract.clip.Options`.
+        **weights: `visual_weights` and so on, likewise.
 
     Raises:
         InputError: when the scorer was trained on features that this installation
             does not make: another modality, backend, version or landmarker.
     """
-    from extract import clip
+    from extract import clip, deep
 
     backends = {one["name"]: one["backend"] for one in described["modalities"]}
     unknown = [name for name in backends if name not in clip.BACKENDS]
@@ -174,7 +192,18 @@ def extraction_options(
                 f"the scorer was trained on {name} of backend {backend!r}; this "
                 f"installation has {', '.join(clip.BACKENDS[name])}"
             )
-    options = clip.Options(**backends, openface=openface, max_seconds=max_seconds)
+    dtypes = {
+        deep.dtype(one["version"])
+        for one in described["modalities"]
+        if one["backend"] in deep.KINDS
+    }
+    options = clip.Options(
+        **backends,
+        **weights,
+        network_dtype=min(dtypes, default="float32"),
+        openface=openface,
+        max_seconds=max_seconds,
+    )
     clip.check(options)
     for made in clip.modalities(options):
         for wanted in described["modalities"]:

@@ -1,0 +1,122 @@
+"""Names the backends that are networks: what they see, and whose weights they take.
+
+The one thing to know: a network runs in two stages. The processes that decode clips
+only cut out what it will see (`ClipFeatures.pending`); `extract.device` then runs it,
+on batches over many clips, in the one process that owns the device. This module is the
+light part, which every process imports; it imports no JAX.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from extract import crops
+from extract.networks import weights
+from tqa_jax import schema
+
+_SEPARATOR = ", "  # between a version and what the network computed in
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A backend that is a network.
+
+    Attributes:
+        modality: what it measures.
+        version: of everything but the weights: crops, preprocessing, resampling.
+        source: the weights that it takes unless others are given.
+        width: features a row, from the `config.json` of the weights.
+        description: one line for people.
+    """
+
+    modality: str
+    version: str
+    source: weights.Source
+    width: Callable[[Mapping[str, Any]], int]
+    description: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "resnet101": Kind(
+        modality="visual",
+        version=f"1.{crops.VERSION}",
+        source=weights.RESNET101,
+        width=lambda config: config.get("hidden_sizes", [2048])[-1],
+        description="ResNet-101 (ImageNet) of the aligned face, mean over positions",
+    ),
+    "clip": Kind(
+        modality="visual",
+        version=f"1.{crops.VERSION}",
+        source=weights.CLIP,
+        width=lambda config: config.get("projection_dim", 512),
+        description="CLIP's image embedding of the aligned face",
+    ),
+    "hubert": Kind(
+        modality="audio",
+        version="1",
+        source=weights.HUBERT,
+        width=lambda config: config.get("hidden_size", 768),
+        description="HuBERT's last hidden state, from 50 Hz to the rows' instants",
+    ),
+    "wav2vec2": Kind(
+        modality="audio",
+        version="1",
+        source=weights.WAV2VEC2,
+        width=lambda config: config.get("hidden_size", 768),
+        description="Wav2Vec2's last hidden state, from 50 Hz to the rows' instants",
+    ),
+    "syncnet": Kind(
+        modality="sync",
+        version="1",
+        source=weights.SYNCNET,
+        width=lambda config: 4,
+        description=(
+            "SyncNet over about 2 s around the row: LSE-D, LSE-C, lag in frames "
+            "(positive: audio late) and 1 where there was anything to compare"
+        ),
+    ),
+}
+"""Backends by name."""
+
+
+def names(modality: str) -> tuple[str, ...]:
+    """Returns the backends of a modality."""
+    return tuple(name for name, kind in KINDS.items() if kind.modality == modality)
+
+
+def find(name: str, given: str | None) -> weights.Found:
+    """Finds a network's weights.
+
+    Args:
+        name: of `KINDS`.
+        given: file, folder or `owner/name@revision`; None takes the kind's own.
+
+    Raises:
+        schema.InputError: they are not there; the line says how to get them.
+    """
+    return weights.find(KINDS[name].source, given)
+
+
+def describe(name: str, found: weights.Found, dtype: str) -> schema.Modality:
+    """Describes what a network measures, for the data set.
+
+    Args:
+        name: of `KINDS`.
+        found: its weights.
+        dtype: what it computes in; other than float32 it is part of the version.
+    """
+    kind = KINDS[name]
+    low = "" if dtype == "float32" else _SEPARATOR + dtype
+    return schema.Modality(
+        name=kind.modality,
+        width=kind.width(found.config),
+        backend=name,
+        version=kind.version + low,
+        checksum=found.sha256,
+        description=f"{kind.description}; weights: {found.origin}",
+    )
+
+
+def dtype(version: str) -> str:
+    """Returns what the network computed in that measured a modality."""
+    return version.partition(_SEPARATOR)[2] or "float32"

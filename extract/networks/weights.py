@@ -1,0 +1,398 @@
+"""Finds and reads the weights of networks: local files, or the hub at a fixed revision.
+
+The one thing to know: a backend's default is pinned by the revision of its repository
+and, where it is known, by the SHA-256 of the file, so the same command computes the
+same features next year. Nothing in a file of weights can run code: safetensors holds
+numbers only, and PyTorch's pickles are read by `torch.load(weights_only=True)`.
+
+A pinned file that is in the hub's local cache is used without any look at the network.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import pickle
+import re
+import socket
+import struct
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tqa_jax import schema
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights in the hub's format, the preferred one first."""
+
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# What `torch.load` raises for files that are cut off, damaged or no weights at all.
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a backend's weights come from when no others are given.
+
+    Attributes:
+        backend: its name, for messages.
+        option: how a user gives other weights, for example `--visual_weights`.
+        instead: what to choose without weights, for example `--visual=nss`.
+        file: name of the weights.
+        repository: on the hub, `owner/name`; empty when it has to be fetched by hand.
+        revision: commit of the repository, 40 hexadecimal digits.
+        sha256: of the file; empty when it is not known for certain.
+        page: address of the file when there is no repository.
+        settings: files beside the weights that the repository has.
+    """
+
+    backend: str
+    option: str
+    instead: str
+    file: str = FILES[0]
+    repository: str = ""
+    revision: str = ""
+    sha256: str = ""
+    page: str = ""
+    settings: tuple[str, ...] = (CONFIG, PREPROCESSOR)
+
+
+# Revision and checksum: the hub's page of the file alone, so the latter is not pinned.
+# (It lists f2957549a2feece05426879095399ded54f4ba62aef57b26b88e0c758a0f3bd0.) The main
+# branch has a pickle only; this is the hub's conversion of it.
+RESNET101 = Source(
+    "resnet101",
+    option="--visual_weights",
+    instead="--visual=nss",
+    repository="microsoft/resnet-101",
+    revision="5b977138c80713ccee33a115e91899aea7a2f9a6",
+)
+CLIP = Source(
+    "clip",
+    option="--visual_weights",
+    instead="--visual=nss",
+    file="pytorch_model.bin",
+    repository="openai/clip-vit-base-patch32",
+    revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    sha256="a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+)
+HUBERT = Source(
+    "hubert",
+    option="--audio_weights",
+    instead="--audio=logmel",
+    file="pytorch_model.bin",
+    repository="facebook/hubert-base-ls960",
+    revision="dba3bb02fda4248b6e082697eee756de8fe8aa8a",
+    sha256="062249fffb353eab67547a2fbc129f7c31a2f459faf641b19e8fb007cc5c48ad",
+)
+WAV2VEC2 = Source(
+    "wav2vec2",
+    option="--audio_weights",
+    instead="--audio=logmel",
+    repository="facebook/wav2vec2-base-960h",
+    revision="22aad52d435eb6dbaf354bdad9b0da84ce7d6156",
+    sha256="8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a",
+)
+# Its authors publish it on their own site; copies on the hub have no clear licence.
+SYNCNET = Source(
+    "syncnet",
+    option="--sync_weights",
+    instead="--sync=correlation",
+    file="syncnet_v2.model",
+    sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+    page="http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+    settings=(),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Weights on this machine.
+
+    Attributes:
+        file: the weights.
+        config: what `config.json` beside them says, empty without one.
+        preprocessor: likewise `preprocessor_config.json`.
+        sha256: of the weights, in hexadecimal digits.
+        origin: repository, revision and file, or the name of a local file; never a
+            path. For `dataset.json`, with the checksum.
+    """
+
+    file: pathlib.Path
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+    sha256: str
+    origin: str
+
+
+def find(source: Source, given: str | None = None) -> Found:
+    """Finds the weights of a backend, on this machine or on the hub.
+
+    Args:
+        source: the backend's default.
+        given: other weights: a local file, a local folder in the hub's format
+            (`config.json` and `model.safetensors` or `pytorch_model.bin`), or a
+            repository at a fixed revision, `owner/name@<40 digits>`.
+
+    Raises:
+        schema.InputError: there are none, or another file than the pinned one.
+    """
+    if given is None and not source.repository:
+        raise schema.InputError(
+            f"{source.backend} needs weights: download {source.page} (SHA-256 "
+            f"{source.sha256}), and give the file by {source.option}; or choose "
+            f"{source.instead}, which needs none"
+        )
+    if given is None:
+        return _from_hub(source, source.repository, source.revision, [source.file])
+    path = pathlib.Path(given).expanduser()
+    if path.exists():
+        return _from_disk(source, path)
+    match = _REPOSITORY.fullmatch(given)
+    if match is None:
+        raise schema.InputError(
+            f"{source.option} is {given!r}; expected a local file, a local folder with "
+            f"{FILES[0]} or {FILES[1]}, or owner/name@REVISION with the 40 digits of a "
+            "commit of the hub"
+        )
+    names = dict.fromkeys([source.file, *FILES])
+    return _from_hub(source, match[1], match[2], list(names))
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of a file of weights; numbers with fractions come as float32.
+
+    Args:
+        path: safetensors, or a pickle of PyTorch, whatever its name.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        schema.InputError: the file is damaged or has no weights, or it is a pickle
+            and PyTorch is not installed.
+    """
+    path = pathlib.Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise schema.InputError(f"{path} cannot be read: {error.strerror}") from error
+    if start[8:] == b"{":
+        tensors = _read_safetensors(path)
+    elif start.startswith((_ZIP, _PICKLE)):
+        tensors = _read_pickle(path)
+    else:
+        raise schema.InputError(
+            f"{path} has no weights: neither safetensors nor a checkpoint of PyTorch"
+        )
+    if not tensors:
+        raise schema.InputError(f"{path} has no weights: it holds no tensor")
+    return {
+        name: value.astype(np.float32) if "float" in value.dtype.name else value
+        for name, value in tensors.items()
+    }
+
+
+def sha256(path: str | pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        schema.InputError: it cannot be read.
+    """
+    path = pathlib.Path(path)
+    try:
+        stat = path.stat()
+        return _digest(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise schema.InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise schema.InputError(
+            f"{path} is damaged or cut off; get it again ({_line(error)})"
+        ) from error
+
+
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise schema.InputError(
+            f"{path.name} is a checkpoint of PyTorch: `pip install torch` to read it, "
+            "or convert it to safetensors where PyTorch is installed"
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise schema.InputError(
+            f"{path} is damaged, or holds other things than weights; nothing in it was "
+            f"run ({_line(error)})"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise schema.InputError(
+            f"{path} holds a {type(loaded).__name__}; expected tensors by name"
+        )
+    tensors = {}
+    for name, value in loaded.items():
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            value = value.float() if value.is_floating_point() else value
+            tensors[str(name)] = value.numpy()
+    return tensors
+
+
+def _from_disk(source: Source, path: pathlib.Path) -> Found:
+    """Takes a local file, or the weights of a local folder."""
+    file = path
+    if path.is_dir():
+        names = dict.fromkeys([*FILES, source.file])
+        files = [path / name for name in names if (path / name).is_file()]
+        if not files:
+            raise schema.InputError(
+                f"no weights in the folder {path}; expected {' or '.join(names)}"
+            )
+        file = files[0]
+    settings = {}
+    for name in source.settings:
+        beside = file.parent / name
+        settings[name] = _json(beside) if beside.is_file() else {}
+    return _found(file, settings, f"local file {file.name}")
+
+
+def _from_hub(
+    source: Source, repository: str, revision: str, names: Sequence[str]
+) -> Found:
+    """Takes the first of several files that a repository has."""
+    files = (_download(source, repository, revision, name) for name in names)
+    file = next((file for file in files if file is not None), None)
+    if file is None:
+        raise schema.InputError(
+            f"{repository} has no {' and no '.join(names)} at revision {revision}"
+        )
+    settings = {}
+    for name in source.settings:
+        beside = _download(source, repository, revision, name)
+        settings[name] = {} if beside is None else _json(beside)
+    found = _found(file, settings, f"{repository}@{revision}/{file.name}")
+    pinned = (source.repository, source.revision, source.file, source.sha256)
+    if pinned[:3] == (repository, revision, file.name):
+        if pinned[3] not in ("", found.sha256):
+            raise schema.InputError(
+                f"{file.name} of {repository} has SHA-256 {found.sha256}; expected "
+                f"{pinned[3]}; delete {file} and run again"
+            )
+    return found
+
+
+def _download(
+    source: Source, repository: str, revision: str, name: str
+) -> pathlib.Path | None:
+    """Returns the file in the hub's cache, fetched if needed; None if there is none."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise schema.InputError(
+            f"{source.backend} takes its weights from the hub: `pip install "
+            f"huggingface_hub`, or {_otherwise(source)}"
+        ) from error
+    try:
+        path = huggingface_hub.hf_hub_download(
+            repository, name, revision=revision, local_files_only=not _connected()
+        )
+    except errors.LocalEntryNotFoundError as error:
+        raise _missing(source, repository, revision, name, "no connection") from error
+    except errors.EntryNotFoundError:
+        return None
+    # Errors of the transport have no class of their own in the hub's library.
+    except (OSError, errors.HTTPError, errors.HFValidationError) as error:
+        raise _missing(source, repository, revision, name, _line(error)) from error
+    return pathlib.Path(path)
+
+
+def _connected() -> bool:
+    """Returns whether the hub has an address; without one its library retries long."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def _missing(
+    source: Source, repository: str, revision: str, name: str, reason: str
+) -> schema.InputError:
+    return schema.InputError(
+        f"{source.backend} needs {name} of {repository} at revision {revision}, which "
+        f"is not in the hub's local cache and cannot be downloaded ({reason}); get it "
+        f"by `hf download {repository} --revision {revision}`, or {_otherwise(source)}"
+    )
+
+
+def _otherwise(source: Source) -> str:
+    return (
+        f"give a local file or folder by {source.option}, or choose {source.instead}, "
+        "which needs no weights"
+    )
+
+
+def _found(file: pathlib.Path, settings: Mapping[str, Any], origin: str) -> Found:
+    return Found(
+        file=file,
+        config=settings.get(CONFIG, {}),
+        preprocessor=settings.get(PREPROCESSOR, {}),
+        sha256=sha256(file),
+        origin=origin,
+    )
+
+
+@functools.lru_cache
+def _digest(file: pathlib.Path, modified_ns: int, size: int) -> str:
+    """Hashes a file once a process, as long as it does not change."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise schema.InputError(f"{path} cannot be read: {_line(error)}") from error
+    if not isinstance(value, dict):
+        raise schema.InputError(f"{path} holds no settings by name")
+    return value
+
+
+def _line(error: BaseException) -> str:
+    """Returns the first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

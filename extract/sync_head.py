@@ -1,0 +1,342 @@
+"""Sync backend `head`: how far the sound is from the mouth, learned from one's clips.
+
+The one thing to know: the head says where mouth and sound fit best *relative to the
+clips that it was trained on*. A delay that all of them share is its zero, so train it
+on clips that are in sync for the most part; `extract.train_sync` makes the file.
+
+A clip's lips and jaw, seen in the frame of its own head, and its log-mel spectrum are
+freed of what changes slower than a second, and two linear maps take them to where they
+correlate (canonical correlation analysis, Hotelling 1936). A window of 4 s around each
+row is then compared with the sound at every lag. NumPy and SciPy are enough.
+"""
+
+import dataclasses
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Bool, Float, Int
+
+from extract import logmel, sound, sync
+from tqa_jax import output, schema
+
+NAME = "head"
+VERSION = "1"
+FEATURES = sync.FEATURES
+"""Names of the features, in the order of the last axis."""
+DESCRIPTION = (
+    "best correlation of learned views of mouth and sound (-1 to 1), how far it stands "
+    "out, its lag in frames (positive: audio late) and 1 where there was anything to "
+    "compare"
+)
+MAX_LAG = sync.MAX_LAG
+WINDOW = 101  # rows
+
+_KIND = "tqa_jax sync head"
+_SLOW = 1.0  # seconds: standard deviation of the moving average that is taken out
+_MIN_ROWS = 20
+_MIN_SHARE = 0.5  # of the window's rows that a lag must leave
+_MIN_OPENING = 0.003  # spread of the lips' opening, in face heights: noise is less
+_MIN_LOUDNESS = 2.0  # spread of loudness within the window, dB
+_SPEECH = -55.0  # dB that the loudest row of the window must reach
+# Mesh points. The skull does not move with the mouth: eyes, nose, temples, forehead.
+_SKULL = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 98, 327, 10, 127, 356, 234, 454)
+# Lips (outer, inner) and jaw: points with their mirror images, then the midline.
+_PAIRS = (
+    *((61, 291), (146, 375), (91, 321), (181, 405), (84, 314)),
+    *((185, 409), (40, 270), (39, 269), (37, 267)),
+    *((78, 308), (95, 324), (88, 318), (178, 402), (87, 317)),
+    *((191, 415), (80, 310), (81, 311), (82, 312)),
+    *((148, 377), (176, 400)),
+)
+_MIDLINE = (0, 13, 14, 17, 152, 199, 200)
+_MOUTH_ROWS = (-2, -1, 0, 1, 2)  # beside each row
+_BANDS = 40
+_SPAN = 640  # samples, 40 ms
+_RANGE = 70.0  # dB below the loudest band; silence is not fathomed further
+_STEPS = 4  # spectra a row, 100 a second
+_SOUND_STEPS = (-12, -8, -4, 0, 4, 8, 12)  # spectra beside each row's own
+
+MOUTH_WIDTH = len(_MOUTH_ROWS) * (3 * len(_PAIRS) + 2 * len(_MIDLINE))
+SOUND_WIDTH = len(_SOUND_STEPS) * _BANDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Maps to where mouth and sound correlate: (values - mean) @ map.
+
+    Attributes:
+        mouth_mean: (MOUTH_WIDTH,)
+        mouth_map: (MOUTH_WIDTH, C), each component weighed by its correlation.
+        sound_mean: (SOUND_WIDTH,)
+        sound_map: (SOUND_WIDTH, C)
+        num_clips: clips that it was trained on.
+        seconds: their length.
+    """
+
+    mouth_mean: Float[np.ndarray, " M"]
+    mouth_map: Float[np.ndarray, "M C"]
+    sound_mean: Float[np.ndarray, " S"]
+    sound_map: Float[np.ndarray, "S C"]
+    num_clips: int
+    seconds: float
+
+
+def features(
+    points: Float[np.ndarray, "T 478 3"],
+    aspect: float,
+    samples: Float[np.ndarray, " N"],
+    present: Bool[np.ndarray, " N"],
+    head: Head,
+) -> tuple[Float[np.ndarray, "T 4"], Bool[np.ndarray, " T"]]:
+    """Searches the lag between mouth and sound around each row.
+
+    Args:
+        points: landmarks in picture widths and heights, NaN without a face.
+        aspect: picture width over height.
+        samples: mono, 16 kHz; sample 0 is the instant of row 0.
+        present: where the file has sound.
+        head: from `load`.
+
+    Returns:
+        `FEATURES` and the mask. The mask is False in rows without a face, and where
+        half of the window or more lacks face or sound. Where there is a face but
+        nothing to compare (no speech, a still mouth, a clip below 0.8 s) the row is
+        present and all of its four values are 0.
+    """
+    num_rows = len(points)
+    seen = (mouth(points, aspect) - head.mouth_mean) @ head.mouth_map
+    heard = (speech(samples, present, num_rows) - head.sound_mean) @ head.sound_map
+    window = min(WINDOW, num_rows)
+    starts = np.clip(np.arange(num_rows) - window // 2, 0, num_rows - window)
+    face = np.isfinite(seen[:, 0])
+    usable = face & np.isfinite(heard[:, 0])
+    mask = face & (_sums(usable, starts, window) > 0.5 * window)
+    result = np.zeros((num_rows, len(FEATURES)), np.float32)
+    if window >= _MIN_ROWS:
+        level = sync.loudness(samples, present, num_rows)
+        inner, _ = sync.openings(points, aspect)
+        found = scores(seen, heard, starts, window)
+        valid = mask & np.isfinite(found).any(axis=-1)
+        valid &= _spread(inner, starts, window) >= _MIN_OPENING
+        valid &= _spread(level, starts, window) >= _MIN_LOUDNESS
+        rows = starts[:, None] + np.arange(window)
+        valid &= np.nan_to_num(level, nan=-np.inf)[rows].max(axis=-1) >= _SPEECH
+        if valid.any():
+            found = found[valid]
+            best = np.nanargmax(found, axis=-1)
+            peak = found[np.arange(len(found)), best]
+            stands_out = peak - np.nanmedian(found, axis=-1)
+            lag = best - MAX_LAG
+            result[valid] = np.stack([peak, stands_out, lag, np.ones_like(peak)], -1)
+    result[~mask] = np.nan
+    return result, mask
+
+
+def mouth(
+    points: Float[np.ndarray, "T 478 3"], aspect: float
+) -> Float[np.ndarray, "T M"]:
+    """Describes the mouth's movement around each row.
+
+    Lips and jaw are seen in the frame of the skull, left and right averaged, freed of
+    slow change and scaled to unit spread over the clip: what the head does and how the
+    face is built are gone. Rows without a face are NaN; their neighbours see a straight
+    line across them.
+    """
+    known = np.flatnonzero(np.isfinite(points[:, 0, 0]))
+    result = np.full((len(points), MOUTH_WIDTH), np.nan)
+    if not len(known):
+        return result
+    placed = _placed(points[known] * np.array([aspect, 1.0, aspect]))
+    left, right = placed[:, [a for a, _ in _PAIRS]], placed[:, [b for _, b in _PAIRS]]
+    shape = np.concatenate(
+        [
+            right[..., 0] - left[..., 0],
+            (right[..., 1:] + left[..., 1:]).reshape(len(known), -1),
+            placed[:, _MIDLINE, 1:].reshape(len(known), -1),
+        ],
+        axis=-1,
+    )
+    rows = np.arange(len(points))
+    shape = np.stack([np.interp(rows, known, column) for column in shape.T], axis=-1)
+    moving = _without_slow(shape, schema.FPS)
+    moving /= moving.std(axis=0) + 1e-6
+    result[known] = _beside(moving, known, _MOUTH_ROWS)
+    return result
+
+
+def speech(
+    samples: Float[np.ndarray, " N"], present: Bool[np.ndarray, " N"], num_rows: int
+) -> Float[np.ndarray, "T S"]:
+    """Describes the sound around each row: 40 mel bands at seven instants, 40 ms apart.
+
+    Decibels, freed of each band's mean and of slow change (a microphone's colour and
+    gain are gone) and scaled to unit spread over the clip. Rows without sound are NaN.
+    """
+    heard = _windows(present.astype(np.float32), num_rows).mean(axis=-1) >= 0.5
+    result = np.full((num_rows, SOUND_WIDTH), np.nan)
+    if not heard.any():
+        return result
+    power = logmel.spectrum(_windows(samples, num_rows))
+    mel = logmel.decibel(power @ logmel.mel_filters(_BANDS, _SPAN).T)
+    mel = np.maximum(mel, mel.max() - _RANGE)
+    mel = np.where(heard[:, None], mel - mel[heard].mean(axis=0), 0.0)
+    moving = _without_slow(mel, _STEPS * schema.FPS)
+    moving /= moving[heard].std() + 1e-6
+    known = np.flatnonzero(heard[::_STEPS])
+    result[known] = _beside(moving, _STEPS * known, _SOUND_STEPS)
+    return result
+
+
+def scores(
+    seen: Float[np.ndarray, "T C"],
+    heard: Float[np.ndarray, "T C"],
+    starts: Int[np.ndarray, " W"],
+    window: int,
+) -> Float[np.ndarray, "W 31"]:
+    """Correlates mouth and sound in each window, for lags -15 to 15 of the sound.
+
+    Args:
+        seen: the mouth through the head; NaN where unknown.
+        heard: the sound through the head.
+        starts: first row of each window.
+        window: rows in a window.
+
+    Returns:
+        -1 to 1, shrunk where the lag leaves few pairs; NaN where it leaves less than
+        half of the window.
+    """
+    num_rows = len(seen)
+    result = np.full((len(starts), 2 * MAX_LAG + 1), np.nan)
+    for column, lag in enumerate(range(-MAX_LAG, MAX_LAG + 1)):
+        if abs(lag) >= num_rows:
+            continue
+        shifted = np.full_like(heard, np.nan)
+        inside = slice(max(0, -lag), num_rows - max(0, lag))
+        shifted[inside] = heard[max(0, lag) : num_rows - max(0, -lag)]
+        both = np.isfinite(seen[:, 0]) & np.isfinite(shifted[:, 0])
+        a = np.where(both[:, None], seen, 0.0)
+        b = np.where(both[:, None], shifted, 0.0)
+        product, square_a, square_b, count = (
+            _sums(values, starts, window)
+            for values in ((a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1), both)
+        )
+        enough = count >= max(_MIN_SHARE * window, _MIN_ROWS / 2)
+        correlation = product / np.sqrt(np.maximum(square_a * square_b, 1e-20))
+        result[enough, column] = (correlation * np.sqrt(count / window))[enough]
+    return result
+
+
+def save(path: str | pathlib.Path, head: Head) -> None:
+    """Writes a head; equal heads give equal bytes.
+
+    Raises:
+        schema.InputError: the file cannot be written.
+    """
+    output.write_arrays(
+        pathlib.Path(path), kind=_KIND, version=VERSION, **dataclasses.asdict(head)
+    )
+
+
+def load(path: str | pathlib.Path) -> Head:
+    """Reads a head that `save` wrote.
+
+    Raises:
+        schema.InputError: there is none, or it is not one of this version.
+    """
+    advice = "`python -m extract.train_sync` makes one"
+    names = [field.name for field in dataclasses.fields(Head)]
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            kind, version = str(file["kind"]), str(file["version"])
+            arrays = {name: file[name] for name in names if name in file}
+    except FileNotFoundError as error:
+        raise schema.InputError(f"no sync head at {path}; {advice}") from error
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
+        *(IndexError, zipfile.BadZipFile, zlib.error),
+    ) as error:
+        raise schema.InputError(
+            f"{path} is not a sync head or is damaged; {advice}"
+        ) from error
+    if (kind, version) != (_KIND, VERSION):
+        raise schema.InputError(
+            f"{path} is {kind!r} of version {version!r}; expected {_KIND!r} of version "
+            f"{VERSION!r}: {advice}"
+        )
+    size = arrays.get("mouth_map", np.zeros(0)).shape[-1]
+    shapes = ((MOUTH_WIDTH,), (MOUTH_WIDTH, size), (SOUND_WIDTH,), (SOUND_WIDTH, size))
+    for name, shape in zip(names, (*shapes, (), ()), strict=True):
+        found = arrays.get(name)
+        if (
+            found is None
+            or found.shape != shape
+            or found.dtype.kind not in "fi"
+            or not np.isfinite(found).all()
+        ):
+            raise schema.InputError(
+                f"{path}: {name} is damaged; expected finite numbers of shape {shape}: "
+                f"{advice}"
+            )
+    maps = {name: arrays[name].astype(np.float64) for name in names[:4]}
+    seconds = float(arrays["seconds"])
+    return Head(**maps, num_clips=int(arrays["num_clips"]), seconds=seconds)
+
+
+def _placed(points: Float[np.ndarray, "T P 3"]) -> Float[np.ndarray, "T P 3"]:
+    """Turns, moves and scales each row so that its skull lies on the clip's median.
+
+    The similarity of least squares (Umeyama 1991); the median skull has unit size.
+    """
+    skull = points[:, _SKULL]
+    target = np.median(skull, axis=0)
+    target = target - target.mean(axis=0)
+    target /= max(target.std(), 1e-9)
+    centre = skull.mean(axis=1, keepdims=True)
+    skull = skull - centre
+    u, singular, v = np.linalg.svd(np.einsum("tpi,pj->tij", skull, target))
+    signs = np.ones_like(singular)
+    signs[:, 2] = np.where(np.linalg.det(u @ v) < 0, -1.0, 1.0)  # no reflection
+    rotation = np.einsum("tij,tj,tjk->tik", u, signs, v)
+    spread = np.maximum((skull**2).sum(axis=(1, 2)), 1e-12)
+    scale = (singular * signs).sum(axis=-1) / spread
+    return (points - centre) @ rotation * scale[:, None, None]
+
+
+def _windows(values: Float[np.ndarray, " N"], num_rows: int) -> np.ndarray:
+    """Returns `_SPAN` values around each of `_STEPS` instants a row."""
+    hop = round(sound.SAMPLE_RATE / schema.FPS) // _STEPS
+    padded = np.pad(values, (_SPAN // 2, _SPAN))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _SPAN)
+    return windows[::hop][: _STEPS * num_rows]
+
+
+def _without_slow(values: Float[np.ndarray, "T D"], rate: float) -> np.ndarray:
+    """Subtracts a moving average."""
+    return values - scipy.ndimage.gaussian_filter1d(
+        values, _SLOW * rate, axis=0, mode="nearest"
+    )
+
+
+def _beside(values: np.ndarray, at: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
+    """Joins what lies so many steps beside each place; ends are repeated."""
+    near = [values[np.clip(at + step, 0, len(values) - 1)] for step in steps]
+    return np.concatenate(near, axis=-1)
+
+
+def _sums(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return total[starts + window] - total[starts]
+
+
+def _spread(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
+    """Returns the standard deviation of the known values in each window."""
+    values = values[starts[:, None] + np.arange(window)]
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(axis=-1), 1)
+    values = np.where(known, values, 0.0)
+    mean = values.sum(axis=-1) / count
+    square = np.where(known, values - mean[:, None], 0.0) ** 2
+    return np.sqrt(square.sum(axis=-1) / count)

@@ -1,0 +1,604 @@
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from extract import (
+    damping,
+    decode,
+    degrade,
+    degrade_build,
+    degrade_plan,
+    demo,
+    demo_plan,
+    flaws,
+    labels,
+    landmarks,
+    planted,
+    planting,
+    sound,
+    sync,
+    workers,
+)
+from tests import media
+from tqa_jax import schema
+
+STRENGTHS = (0.25, 0.6, 1.0)
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """Two clips of 3.2 s of rendered people who speak, with lively faces."""
+    folder = tmp_path_factory.mktemp("talking")
+    for index in range(2):
+        item = demo_plan.plan(24)[index]
+        item = dataclasses.replace(item, strengths={}, covered=None, arousal=0.9)
+        demo.write_video(folder / f"clip{index}.mp4", *demo.make_clip(item))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(talking):
+    return degrade_plan.Original(talking / "clip0.mp4", "clip0", "a", "train", "x")
+
+
+@pytest.fixture(scope="module")
+def heard(original):
+    return planting.hear(original.path, 10)
+
+
+@pytest.fixture(scope="module")
+def other(talking):
+    return planting.hear(talking / "clip1.mp4", 10)
+
+
+@pytest.fixture(scope="module")
+def faces(original):
+    return planting.find_faces(original.path, landmarks.find_model(), 10)
+
+
+def _plant(original, heard, path, *, other=None, faces=None, seed=3, **strengths):
+    """Plants flaws and returns what is measured of the first."""
+    copy = degrade_plan.Copy(original, 1, seed, strengths)
+    planting.plant(copy, heard, other, path, max_seconds=10, faces=faces)
+    given = {"max_seconds": 10, "faces": faces, "model": landmarks.find_model()}
+    found = planted.measure(copy, heard, path, **given)
+    assert [item.flaw for item in found] == list(strengths)
+    return found[0] if found else None
+
+
+def _greys(path):
+    shown = planting.pictures(path, decode.Media(), 10)
+    return np.stack([cv2.cvtColor(p.copy(), cv2.COLOR_RGB2GRAY) for p in shown])
+
+
+def _sharpness(path):
+    return np.mean([cv2.Laplacian(g, cv2.CV_64F).var() for g in _greys(path)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planted_offset_is_measured_exactly(original, heard, tmp_path, seed):
+    frames = 3 + 4 * seed
+    strength = frames / flaws.MAX_OFFSET
+    found = _plant(original, heard, tmp_path / "a.mp4", offset=strength, seed=seed)
+    assert found.planted == flaws.offset_frames(strength, seed)
+    assert abs(found.planted) == frames
+    assert found.measured == pytest.approx(found.planted, abs=1 / 40)  # 1 ms
+    assert found.agrees
+
+
+def test_a_planted_offset_is_where_the_sync_backend_finds_it(
+    original, heard, faces, tmp_path
+):
+    found = {}
+    for strength in (0.0, 0.5):
+        path = tmp_path / "a.mp4"
+        _plant(original, heard, path, offset=strength)
+        clip = decode.Media()
+        for _ in decode.frames(path, clip):
+            pass
+        samples, present = sound.track(clip.chunks, clip.rows)
+        # The pictures are the original's, and so are the landmarks.
+        rows, mask = sync.features(faces.points, faces.aspect, samples, present)
+        found[strength] = np.median(rows[mask & (rows[:, 3] == 1), 2])
+    assert abs(found[0.0]) <= 1
+    assert found[0.5] - found[0.0] == pytest.approx(flaws.offset_frames(0.5, 3), abs=1)
+
+
+@pytest.mark.parametrize("flaw", ["noise", "band_limit", "clipping", "swap"])
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_flaws_of_the_sound_are_measured_as_planted(
+    original, heard, other, tmp_path, flaw, strength
+):
+    found = _plant(original, heard, tmp_path / "a.mp4", other=other, **{flaw: strength})
+    meant = {
+        "noise": 40 - 40 * strength,
+        "band_limit": 7000 * 0.1**strength,
+        "clipping": 0.4 * strength,
+        "swap": strength,
+    }
+    assert found.planted == pytest.approx(meant[flaw])
+    assert found.measured == pytest.approx(found.planted, rel=0.03, abs=0.3)
+    assert found.agrees
+
+
+def test_a_flaw_that_is_not_there_does_not_agree(original, heard, tmp_path):
+    path = tmp_path / "clean.mp4"
+    _plant(original, heard, path)
+    for flaw in ("offset", "noise", "band_limit", "clipping", "swap", "blur", "freeze"):
+        copy = degrade_plan.Copy(original, 1, 3, {flaw: 0.5})
+        found = planted.measure(
+            copy, heard, path, max_seconds=10, faces=None, model=None
+        )
+        assert found[0].agrees is False, flaw
+
+
+def test_blur_is_measured_as_planted_and_takes_sharpness(original, heard, tmp_path):
+    sharpness = []
+    for strength in STRENGTHS:
+        found = _plant(original, heard, tmp_path / "a.mp4", blur=strength)
+        assert found.planted == pytest.approx(2.56 * strength)  # of 256 pixels
+        assert found.agrees
+        sharpness.append(_sharpness(tmp_path / "a.mp4"))
+    assert sharpness == sorted(sharpness, reverse=True)
+    assert sharpness[0] < 0.8 * _sharpness(original.path)
+
+
+def test_compression_costs_signal_and_leaves_blocks(original, heard, tmp_path):
+    measured, blocks = [], []
+    for strength in STRENGTHS:
+        path = tmp_path / "a.mp4"
+        measured.append(_plant(original, heard, path, compression=strength).measured)
+        change = np.abs(np.diff(_greys(path).astype(float), axis=2)).mean(axis=(0, 1))
+        on_grid = np.arange(len(change)) % 8 == 7
+        blocks.append(change[on_grid].mean() / change[~on_grid].mean())
+    assert measured == sorted(measured, reverse=True)
+    assert measured[0] - measured[-1] > 3  # dB
+    assert blocks == sorted(blocks)
+
+
+@pytest.mark.parametrize("flaw", ["freeze", "jitter"])
+def test_lost_motion_is_measured_as_planted(original, heard, tmp_path, flaw):
+    change = []
+    for strength in STRENGTHS:
+        found = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
+        assert found.agrees, found
+        greys = _greys(tmp_path / "a.mp4").astype(float)
+        change.append(np.median(np.abs(np.diff(greys, axis=0)).mean(axis=(1, 2))))
+    # Frozen pictures differ less from the last one, jumping ones more.
+    assert change == sorted(change, reverse=flaw == "freeze")
+
+
+@pytest.mark.parametrize(
+    "strengths", [(1.0,), pytest.param((0.25, 0.5, 1.0), marks=pytest.mark.slow)]
+)
+def test_damping_takes_expression_and_leaves_the_lips(
+    original, heard, faces, tmp_path, monkeypatch, strengths
+):
+    before = sync.openings(faces.points, faces.aspect)[0]
+    find, left = planting.find_faces, []
+    for strength in strengths:
+        path = tmp_path / "a.mp4"
+        copy = degrade_plan.Copy(original, 1, 3, {"damping": strength})
+        planting.plant(copy, heard, None, path, max_seconds=10, faces=faces)
+        after = find(path, landmarks.find_model(), 10)
+        opening = sync.openings(after.points, after.aspect)[0]
+        assert np.corrcoef(before, opening)[0, 1] > 0.97
+        assert opening.std() == pytest.approx(before.std(), rel=0.1)
+        with monkeypatch.context() as patched:
+            patched.setattr(planting, "find_faces", lambda *_, found=after: found)
+            (found,) = planted.measure(
+                copy, heard, path, max_seconds=10, faces=faces, model=None
+            )
+        assert found.planted == 1 - strength and found.agrees is None
+        left.append(found.measured)
+    assert left == sorted(left, reverse=True)
+    assert left[0] < 0.95 and left[-1] < 0.8
+
+
+def test_damping_bends_the_inside_of_the_face_only(original, faces):
+    shifts = damping.shifts(faces.points, faces.seen, faces.aspect, 1.0)
+    none = damping.shifts(faces.points, faces.seen, faces.aspect, 0.0)
+    assert not none.any()
+    # The movement of chin, lids and the middle of the lips is not expression.
+    still = [152, 159, 145, 386, 374, 13, 14]
+    assert np.abs(shifts[:, still]).max() < 0.1 * np.abs(shifts).max()
+    at = int(np.abs(shifts).mean(axis=(1, 2)).argmax())
+    shown = planting.pictures(original.path, decode.Media(), 10)
+    picture = next(itertools.islice(shown, at, None))
+    bent = damping.bend(picture, faces.points[at], shifts[at])
+    assert np.abs(bent.astype(int) - picture).max() > 20
+    points = faces.points[at, :468, :2] * picture.shape[0]
+    low, high = points.min(axis=0) - 3, points.max(axis=0) + 3
+    y, x = np.mgrid[:256, :256]
+    inside = (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1])
+    np.testing.assert_array_equal(bent[~inside], picture[~inside])
+
+
+def test_damping_undoes_a_movement_of_the_brows_under_any_pose():
+    """A head that turns, shrinks and moves, with brows that rise by a known amount."""
+    rng = np.random.default_rng(0)
+    head = np.zeros((478, 3))
+    head[:468] = rng.uniform([-0.4, -0.6, -0.3], [0.4, 0.6, 0.3], (468, 3))
+    ring = np.linspace(0, 2 * np.pi, len(damping._OVAL), endpoint=False)
+    edge = np.stack([0.5 * np.sin(ring), -0.7 * np.cos(ring), 0 * ring], axis=-1)
+    head[list(damping._OVAL)] = edge
+    lips = np.linspace(0, 2 * np.pi, len(damping._LIPS), endpoint=False)
+    head[list(damping._LIPS)] = np.stack(
+        [-0.2 * np.cos(lips), 0.4 + 0.05 * np.sin(lips), 0 * lips], axis=-1
+    )
+    brow = 105
+    head[brow] = (-0.2, -0.35, 0.0)
+    head[list(damping._EYES)] = (0.3, 0.0, 0.0)
+    raised = 0.05 * np.sin(np.arange(100) / 15)
+    points = np.repeat(head[None], 100, axis=0)
+    points[:, brow, 1] += raised
+    angle = 0.3 * np.sin(np.arange(100) / 20)
+    turn = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], -1)
+    turn = turn.reshape(100, 2, 2)
+    scale = 0.2 + 0.05 * np.cos(np.arange(100) / 9)
+    points[..., :2] = np.einsum("tpd,tde->tpe", points[..., :2], turn)
+    points = points * scale[:, None, None] + np.array([0.5, 0.4, 0.0])
+    seen = np.ones(100, bool)
+    shifts = damping.shifts(points, seen, 1.0, 0.5)[:, brow]
+    expected = -0.5 * (raised - raised.mean())[:, None] * turn[:, 1] * scale[:, None]
+    # The filter against the tracker's noise takes a little of it.
+    np.testing.assert_allclose(shifts, expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_all_copies_have_the_same_codecs_and_length(original, heard, tmp_path):
+    formats = set()
+    for strengths in ({}, {"noise": 0.5}, {"freeze": 0.5}):
+        path = tmp_path / "a.mp4"
+        _plant(original, heard, path, **strengths)
+        with av.open(str(path)) as file:
+            video, audio = file.streams.video[0], file.streams.audio[0]
+            formats.add(
+                (video.codec.name, video.average_rate, video.frames, video.pix_fmt)
+                + (audio.codec.name, audio.rate, audio.layout.name, video.width)
+            )
+    assert len(formats) == 1
+    _plant(original, heard, path)
+    samples, present = sound.track(*_sound(path))
+    assert present.all()
+    np.testing.assert_allclose(samples, heard, atol=1e-4)  # 16 bits
+    greys = _greys(path).astype(float)
+    assert np.abs(greys - _greys(original.path)).mean() < 2
+
+
+def _sound(path):
+    clip = decode.Media()
+    for _ in decode.frames(path, clip):
+        pass
+    return clip.chunks, clip.rows
+
+
+def test_clips_of_odd_size_and_other_rates_are_planted(tmp_path):
+    path = media.write(
+        tmp_path / "odd.mkv",
+        times=np.arange(45) / 30,
+        fps=30,
+        picture=lambda time: media.talking(20)(time)[:251, :253],
+        sound=media.speech(1.5),
+        codec="mjpeg",
+    )
+    original = degrade_plan.Original(path, "odd", "odd", "train", "x")
+    heard = planting.hear(path, 10)
+    found = _plant(original, heard, tmp_path / "a.mp4", freeze=0.5, offset=0.5)
+    assert found.agrees
+    greys = _greys(tmp_path / "a.mp4")
+    assert greys.shape[1:] == (250, 252)
+    assert len(greys) == len(heard) / 640 == 37
+
+
+def test_few_pictures_are_kept_to_reorder_them():
+    alive = set()
+
+    class Numbered:
+        def __init__(self, number):
+            self.number = number
+            alive.add(number)
+
+        def __del__(self):
+            alive.discard(self.number)
+
+    order = flaws.jitter_picks(300, 1.0, 5)[flaws.freeze_picks(300, 0.5, 5)]
+    most, shown = 0, []
+    for item in planting._reordered((Numbered(i) for i in range(300)), order):
+        shown.append(item.number)
+        most = max(most, len(alive))
+    assert shown == list(order)
+    assert most <= 2 * flaws.MAX_JITTER + 3
+
+
+def test_foreign_sound_is_made_as_long_and_as_loud():
+    rng = np.random.default_rng(0)
+    quiet = (0.01 * rng.standard_normal(5000)).astype(np.float32)
+    loud = (0.2 * rng.standard_normal(12_000)).astype(np.float32)
+    foreign = planting.alike(quiet, loud, 1)
+    assert foreign.shape == loud.shape
+    assert np.std(foreign) == pytest.approx(np.std(loud), rel=1e-3)
+
+
+# What is drawn.
+
+
+def _originals(count=9):
+    splits = ("train",) * (count - 3) + ("validation",) * 2 + ("test",)
+    return [
+        degrade_plan.Original(pathlib.Path(f"{i}.mp4"), f"c{i}", f"s{i}", split, f"{i}")
+        for i, split in enumerate(splits)
+    ]
+
+
+def test_copies_are_drawn_by_seed_and_clip_alone():
+    drawn = degrade_plan.draw(_originals(), 5, degrade_plan.FLAWS, 0)
+    assert drawn == degrade_plan.draw(_originals(), 5, degrade_plan.FLAWS, 0)
+    assert drawn != degrade_plan.draw(_originals(), 5, degrade_plan.FLAWS, 1)
+    fewer = degrade_plan.draw(_originals()[:4], 5, degrade_plan.FLAWS, 0)
+    assert [c.strengths for c in fewer] == [c.strengths for c in drawn[:20]]
+    assert len({copy.key for copy in drawn}) == len(drawn) == 45
+
+
+def test_a_copy_has_one_flaw_of_sound_and_one_of_picture_at_most():
+    drawn = degrade_plan.draw(_originals(), 60, degrade_plan.FLAWS, 0)
+    kinds = set()
+    for copy in drawn:
+        of = tuple(
+            sum(flaw in kind for flaw in copy.strengths)
+            for kind in (degrade_plan.SOUND, degrade_plan.PICTURE)
+        )
+        kinds.add(of)
+        assert (of == (0, 0)) == (copy.number == 0)
+        assert all(0.15 <= at <= 1 for at in copy.strengths.values())
+        if "offset" in copy.strengths:
+            assert (12 * copy.strengths["offset"]) % 1 == pytest.approx(0, abs=1e-9)
+        assert (copy.other is not None) == ("swap" in copy.strengths)
+        if copy.other:
+            assert copy.other.split == copy.original.split != "test"
+            assert copy.other.clip != copy.original.clip
+    assert kinds == {(0, 0), (1, 0), (0, 1), (1, 1)}
+    assert {flaw for c in drawn for flaw in c.strengths} == set(degrade_plan.FLAWS)
+
+
+def test_every_flaw_has_penalties_and_a_meaning():
+    assert set(degrade_plan.FLAWS) == set(demo_plan.PENALTIES) - {"affect"}
+    assert set(degrade_plan.MEANINGS) == set(degrade_plan.FLAWS)
+
+
+def test_file_names_are_safe_and_different():
+    clips = ["a/b", "a b", "a\nb", "ümläut", "..", "x" * 300]
+    copies = [
+        degrade_plan.Copy(dataclasses.replace(_originals()[0], clip=clip), 0, seed, {})
+        for seed, clip in enumerate(clips)
+    ]
+    names = list(degrade_build._names(copies).values())
+    assert names[:4] == ["a_b__00", "a_b-2__00", "a_b-3__00", "ümläut__00"]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 120
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def command(talking, tmp_path_factory):
+    """Runs the command over good and bad clips once; returns status and folder."""
+    base = tmp_path_factory.mktemp("command")
+    clips = base / "clips"
+    (clips / "more").mkdir(parents=True)
+    (clips / "one.mp4").write_bytes((talking / "clip0.mp4").read_bytes())
+    (clips / "more" / "two'.mp4").write_bytes((talking / "clip1.mp4").read_bytes())
+    media.face(clips / "silent.mp4", 1.2, sound=np.zeros(57_600, np.float32))
+    media.face(clips / "short.mp4", 0.4)
+    (clips / "text.mp4").write_text("no video")
+    rated = base / "rated.csv"
+    rated.write_text(
+        "clip,source,split,overall\none,ann,train,3\nmore/two',ann,train,\n"
+        "silent,bob,test,-7\nshort,cy,val,2\ntext,cy,val,2\n"
+    )
+    arguments = [
+        f"--clips={clips}",
+        f"--out={base / 'out'}",
+        f"--labels={rated}",
+        "--per_clip=3",
+        "--flaws=swap,freeze,noise",
+        "--num_workers=2",
+    ]
+    return degrade.main(arguments), base / "out", arguments
+
+
+def _table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_command_writes_what_a_data_set_is_built_from(command):
+    status, out, _ = command
+    assert status == 3
+    table = labels.read(out / "labels.csv", out)
+    assert table.tasks == schema.TASKS and not table.drawn and not table.left_out
+    assert [item.clip for item in table.items] == [
+        *(f"one__0{i}" for i in range(3)),
+        *(f"more_two__0{i}" for i in range(3)),
+    ]
+    planted_in = {item.clip: {} for item in table.items}
+    for row in _table(out / "flaws.csv"):
+        name = row["clip"].removesuffix(".mp4")
+        planted_in[name][row["flaw"]] = float(row["strength"])
+        assert row["agrees"] == "yes"
+        assert (row["other"] != "") == (row["flaw"] == "swap")
+    assert sum(not strengths for strengths in planted_in.values()) == 2
+    for item in table.items:
+        assert (item.source, item.split) == ("ann", "train")
+        scores = demo_plan.labels(planted_in[item.clip])
+        for task, score in item.labels.items():
+            assert score == pytest.approx(scores[task], abs=1e-3)
+    reasons = {row["clip"]: row["reason"] for row in _table(out / "rejected.csv")}
+    assert set(reasons) == {"silent", "short", "text"}
+    assert "silent" in reasons["silent"] and "0.40 s" in reasons["short"]
+    assert "not a readable video" in reasons["text"]
+    assert not out.with_name("out.partial").exists()
+
+
+def test_the_folder_says_that_its_labels_are_no_ratings(command, tmp_path):
+    _, out, _ = command
+    about = degrade_plan.provenance(out / "labels.csv")
+    assert about["kind"] == "degradation" and about["seed"] == 0
+    assert "not opinions of people" in about["description"]
+    assert set(about["flaws"]) == set(about["penalties"]) == {"swap", "freeze", "noise"}
+    assert about["video_codec"]["crf"] == "15"
+    for name in ("labels.csv", "provenance.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("one__00,ann,train,1,1,1,1,1\n")
+    with pytest.raises(schema.InputError, match="not the file that"):
+        degrade_plan.provenance(tmp_path / "labels.csv")
+    (tmp_path / "provenance.json").write_text(json.dumps({"kind": "other"}))
+    assert degrade_plan.provenance(tmp_path / "labels.csv") is None
+    assert degrade_plan.provenance(tmp_path / "none" / "labels.csv") is None
+
+
+def test_equal_seeds_give_equal_bytes(command, tmp_path):
+    _, out, arguments = command
+    clips = pathlib.Path(arguments[0].partition("=")[2])
+    rated = pathlib.Path(arguments[2].partition("=")[2])
+    originals, _ = degrade_build._originals(clips, rated)
+    usable = [item for item in originals if item.source == "ann"]
+    # The order of --flaws does not matter, the command's processes neither.
+    copies = degrade_plan.draw(usable, 3, ("swap", "noise", "freeze"), 0)
+    for copy in copies[:3]:
+        path = tmp_path / "again.mp4"
+        other = copy.other and planting.hear(copy.other.path, 10)
+        heard = planting.hear(copy.original.path, 10)
+        planting.plant(copy, heard, other, path, max_seconds=10, faces=None)
+        made = out / f"one__0{copy.number}.mp4"
+        assert path.read_bytes() == made.read_bytes()
+
+
+@pytest.mark.parametrize("filler", ["77", "165"])
+def test_bytes_do_not_depend_on_what_is_in_memory(tmp_path, filler):
+    """224 pixels are 14 macroblocks, less than x264 reads at a time."""
+    code = """
+import pathlib, sys
+import numpy as np
+import skimage.data
+from extract import encode, flaws
+still = skimage.data.astronaut()
+shown = [still[at:at + 224, 60 + at:284 + at] for at in range(60)]
+path = pathlib.Path(sys.argv[1])
+shown = flaws.compressed(shown, 0.5, x264=encode.SAME_BYTES)
+sound = 0.1 * np.random.default_rng(0).standard_normal(38_400)
+encode.write(path, shown, sound, codec="flac", x264=encode.SAME_BYTES)
+"""
+    files = []
+    for name in ("0", filler):
+        files.append(tmp_path / f"{name}.mp4")
+        subprocess.run(
+            [sys.executable, "-c", code, str(files[-1])],
+            env=os.environ | {"MALLOC_PERTURB_": name},
+            check=True,
+        )
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_same_command_finds_the_folder_and_another_is_refused(command, capsys):
+    _, out, arguments = command
+    stamp = (out / "labels.csv").stat().st_mtime_ns
+    assert degrade.main(arguments) == 3
+    assert (out / "labels.csv").stat().st_mtime_ns == stamp
+    assert "6 clips, 3 rejected" in capsys.readouterr().out
+    assert degrade.main([*arguments, "--seed=1"]) == 2
+    assert "was not made from these clips" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--flaws=fog"], "unknown flaw 'fog'; available: offset, swap"),
+        (["--flaws="], "unknown flaw"),
+        (["--flaws=blur,blur"], "twice"),
+        (["--per_clip=1"], "at least 2"),
+        (["--seed=-1"], "0 or more"),
+        (["--max_seconds=0"], "positive"),
+        (["--num_workers=0"], "at least 1"),
+        (["--out={clips}/inside"], "in the folder of the clips"),
+        (["--clips={clips}/none"], "no folder"),
+        (["--clips={base}/empty"], "no clip in"),
+    ],
+)
+def test_unusable_arguments_are_one_line_and_status_2(
+    talking, tmp_path, capsys, more, message
+):
+    (tmp_path / "empty").mkdir()
+    given = [f"--clips={talking}", f"--out={tmp_path / 'out'}", *more]
+    given = [text.format(clips=talking, base=tmp_path) for text in given]
+    assert degrade.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lone_clip_is_all_training_and_gets_no_foreign_sound(tmp_path, capsys):
+    media.face(tmp_path / "clips.mp4", 1.2)
+    originals, _ = degrade_build._originals(tmp_path, None)
+    assert [(o.source, o.split) for o in originals] == [("clips", "train")]
+    drawn = degrade_plan.draw(originals, 40, ("swap", "noise"), 0)
+    assert {flaw for copy in drawn for flaw in copy.strengths} == {"noise"}
+
+
+# Worker processes.
+
+
+def _work(kind, result):
+    if kind == "useless":
+        raise decode.ClipError("no\nface")
+    if kind == "dies":
+        media.Fatal().__fspath__()
+    if kind == "hangs":
+        time.sleep(60)
+    if kind == "defect":
+        raise KeyError("a defect")
+    result.write_text(kind)
+
+
+@pytest.mark.parametrize(
+    "bad", [("defect",), pytest.param(("dies", "hangs"), marks=pytest.mark.slow)]
+)
+def test_jobs_end_one_by_one_and_finished_ones_are_kept(tmp_path, bad):
+    kinds = ("good", "useless", "done", *bad)
+    results = {kind: tmp_path / f"{kind}.json" for kind in kinds}
+    results["done"].write_text("before")
+    options = {"num_workers": 2, "timeout_seconds": 10, "what": "testing"}
+    jobs = {kind: (kind,) for kind in kinds}
+    reasons = workers.run(jobs, _work, results, **options)
+    parts = {"useless": "no face", "dies": "died", "hangs": "given up", "defect": "Key"}
+    assert set(reasons) == {"useless", *bad}
+    for kind, reason in reasons.items():
+        assert parts[kind] in reason
+    assert results["good"].read_text() == "good"
+    assert results["done"].read_text() == "before"
+    # What was useless stays so; nothing is run again for it.
+    known = {kind: results[kind] for kind in ("good", "useless", "done")}
+    assert workers.run(jobs, _work, known, **options) == {"useless": "no face"}
+
+
+def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path):
+    with pytest.raises(schema.InputError, match="cannot be written"):
+        workers.run(
+            {"good": ("good",)},
+            _work,
+            {"good": tmp_path / "none" / "good.json"},
+            num_workers=1,
+            timeout_seconds=20,
+            what="testing",
+        )

@@ -1,0 +1,227 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from extract import clip, device, pool, run
+from extract.networks import resnet, wav2vec2, weights
+from tests import checkpoints, media
+from tqa_jax import schema
+
+ROWS = 32
+LENGTHS = (0.4, 1.2, 2.6)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("resnet", "hubert"):
+        (folder / name).mkdir()
+        getattr(checkpoints, name)(folder / name)
+    return clip.Options(
+        visual="resnet101",
+        visual_weights=str(folder / "resnet"),
+        audio="hubert",
+        audio_weights=str(folder / "hubert"),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three clips with faces, of different length."""
+    folder = tmp_path_factory.mktemp("clips")
+    for index, seconds in enumerate(LENGTHS):
+        media.face(folder / f"{index}.mp4", seconds, picture=media.talking(index + 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def observed(folder, options):
+    return {str(i): clip.observe(folder / f"{i}.mp4", options) for i in range(3)}
+
+
+def _alone(observed, options):
+    """What the networks give for a clip by itself, without batches or padding."""
+    found = options.weights()
+    config = resnet.Config.from_json(found["visual"].config)
+    params = resnet.from_tensors(weights.read(found["visual"].file), config)
+    crops = observed.pending["visual/crops"]
+    visual = jax.jit(resnet.features, static_argnums=1)(params, config, crops)
+    config = wav2vec2.Config.from_json(found["audio"].config)
+    params = wav2vec2.from_tensors(weights.read(found["audio"].file), config)
+    samples = wav2vec2.prepare(observed.pending["audio/samples"])
+    hidden = jax.jit(wav2vec2.hidden, static_argnums=1)(
+        params, config, samples[None], np.array([len(samples)])
+    )
+    audio = device.on_rows(np.asarray(hidden[0]), observed.rows)
+    return np.asarray(visual), audio
+
+
+@pytest.mark.parametrize("device_batch", [7, 130])
+def test_batches_over_clips_give_what_each_clip_gives_alone(
+    observed, options, device_batch
+):
+    networks = device.Networks(options, device_batch=device_batch)
+    complete = []
+    for key, one in observed.items():
+        complete += networks.add(key, one)
+    complete = dict(complete + networks.finish())
+    assert set(complete) == set(observed)
+    described = {one.name: one for one in clip.modalities(options)}
+    for key, one in complete.items():
+        assert one.pending == {} and list(one.features) == list(clip.BACKENDS)
+        for name, values in one.features.items():
+            assert values.shape == (one.rows, described[name].width)
+            assert np.isnan(values[~one.frame_mask[name]]).all()
+        visual, audio = _alone(observed[key], options)
+        seen = one.frame_mask["visual"]
+        assert np.abs(visual).max() > 0.1 and np.abs(audio).max() > 0.1
+        np.testing.assert_allclose(one.features["visual"][seen], visual, atol=1e-4)
+        np.testing.assert_allclose(one.features["audio"], audio, atol=1e-4)
+    assert all(spent > 0 for spent in networks.seconds.values())
+
+
+def test_a_clip_that_fills_its_batches_does_not_wait(observed, options):
+    networks = device.Networks(options, device_batch=10)
+    assert [key for key, _ in networks.add("0", observed["0"])] == ["0"]
+    assert networks.finish() == []
+
+
+def test_a_network_is_compiled_once_for_a_shape(observed, options, monkeypatch):
+    traced = []
+    features = resnet.features
+
+    def counted(params, config, pixels, **more):
+        traced.append(pixels.shape)
+        return features(params, config, pixels, **more)
+
+    monkeypatch.setattr(resnet, "features", counted)
+    networks = device.Networks(options, device_batch=8)
+    for key, one in observed.items():
+        networks.add(key, one)
+    networks.finish()
+    assert traced == [(8, 224, 224, 3)]
+
+
+def test_rows_without_a_face_are_masked(tmp_path, options):
+    talking = media.talking()
+
+    def picture(time):
+        return np.full((256, 256, 3), 90, np.uint8) if time < 0.4 else talking(time)
+
+    one = clip.observe(media.face(tmp_path / "a.mp4", 1.2, picture=picture), options)
+    networks = device.Networks(options)
+    ((_, whole),) = networks.add("a", one) + networks.finish()
+    seen = whole.frame_mask["visual"]
+    assert not seen[:10].any() and seen.sum() == len(one.pending["visual/crops"]) > 15
+    assert np.isfinite(whole.features["visual"][seen]).all()
+    assert np.isnan(whole.features["visual"][~seen]).all()
+
+
+def test_sound_is_padded_to_few_lengths_and_never_much():
+    counts = np.arange(640, 16_000 * 300, 640)
+    lengths = np.array([device.padded_length(int(count)) for count in counts])
+    assert (lengths >= counts).all() and len(set(lengths)) < 30
+    longer = counts > 16_000 * 5
+    assert (lengths[longer] <= 1.27 * counts[longer]).all()
+
+
+def test_bfloat16_is_near_float32(observed, options):
+    low = dataclasses.replace(options, network_dtype="bfloat16")
+    found = []
+    for one in (options, low):
+        networks = device.Networks(one)
+        found += dict(networks.add("0", observed["0"]) + networks.finish()).values()
+    for name in ("visual", "audio"):
+        one, other = (clip.features[name] for clip in found)
+        seen = found[0].frame_mask[name]
+        assert 0 < np.abs(one - other)[seen].max() < 0.15 * np.abs(one[seen]).max()
+
+
+def test_too_little_memory_is_one_clear_line(observed, options, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(resnet, "features", full)
+    networks = device.Networks(options, device_batch=4)
+    with pytest.raises(schema.InputError, match="4 rows at once.*smaller --device_bat"):
+        networks.add("0", observed["0"])
+
+
+def test_the_command_makes_a_set_with_networks(folder, options, tmp_path, capsys):
+    rows = "".join(f"{i},{s},{1 + i}\n" for i, s in enumerate(schema.SPLITS))
+    (tmp_path / "labels.csv").write_text("clip,split,overall\n" + rows)
+    arguments = [
+        f"--clips={folder}",
+        f"--labels={tmp_path / 'labels.csv'}",
+        f"--out={tmp_path / 'set'}",
+        "--num_workers=2",
+        "--device_batch=16",
+        f"--visual={options.visual}",
+        f"--visual_weights={options.visual_weights}",
+        f"--audio={options.audio}",
+        f"--audio_weights={options.audio_weights}",
+    ]
+    assert run.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "visual network" in said and "limited by" in said
+    info = schema.load(tmp_path / "set")
+    assert info.schema.modalities == clip.modalities(options)
+    visual = {one.name: one for one in info.schema.modalities}["visual"]
+    assert visual.checksum == options.weights()["visual"].sha256
+    assert str(tmp_path.parent) not in (tmp_path / "set/dataset.json").read_text()
+    other = [*arguments, "--network_dtype=bfloat16"]
+    assert run.main(other) == 2
+    assert "made from other clips, labels or options" in capsys.readouterr().err
+
+
+def test_a_clip_that_was_observed_is_not_decoded_again(
+    folder, options, observed, tmp_path
+):
+    key = pool.fingerprint(folder / "0.mp4", options)
+    pool.save(tmp_path, key, observed["0"])
+    (tmp_path / "gone.mp4").write_bytes(b"")  # nothing could be read from it
+    done = pool.measure(
+        {key: tmp_path / "gone.mp4"},
+        tmp_path,
+        options,
+        num_workers=1,
+        timeout_seconds=60,
+    )
+    assert (
+        done.rejected == {}
+        and [p.suffix for p in tmp_path.iterdir()].count(".npz") == 1
+    )
+    whole = pool.load(tmp_path, key)
+    visual, _ = _alone(observed["0"], options)
+    np.testing.assert_allclose(whole.features["visual"], visual, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"visual_weights": "/none"}, "visual_weights is '/none'; expected a local"),
+        ({"visual": "nss"}, "--visual_weights is given but the backend 'nss' has none"),
+        ({"sync": "head"}, "--sync=head needs a trained head, --sync_weights=FILE"),
+        ({"sync": "syncnet"}, "syncnet needs weights: download http"),
+        ({"network_dtype": "int8"}, "unknown network dtype 'int8'; available: float32"),
+    ],
+)
+def test_bad_options_are_one_clear_line(options, more, message):
+    with pytest.raises(schema.InputError, match=message):
+        clip.check(dataclasses.replace(options, **more))
+
+
+def test_weights_of_another_network_are_refused(options, folder, tmp_path):
+    wrong = dataclasses.replace(options, visual_weights=options.audio_weights)
+    with pytest.raises(schema.InputError, match="hubert"):
+        device.Networks(wrong)
+
+
+def test_other_weights_have_another_fingerprint(options, folder, tmp_path):
+    (tmp_path / "resnet").mkdir()
+    checkpoints.resnet(tmp_path / "resnet", seed=1)
+    other = dataclasses.replace(options, visual_weights=str(tmp_path / "resnet"))
+    path = folder / "0.mp4"
+    assert pool.fingerprint(path, other) != pool.fingerprint(path, options)

@@ -1,0 +1,143 @@
+import csv
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from extract import openface
+from tqa_jax import schema
+
+SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))
+
+
+def _table(path, *, header=None, rows=10, **columns) -> pathlib.Path:
+    """Writes an OpenFace table whose unit j of line i is (i + j) / 10."""
+    names = [f"{name}_r" for name in openface.FEATURES]
+    lines = [", ".join([*columns, *names] if header is None else header)]
+    for row in range(rows):
+        units = [f"{(row + j) / 10:.3f}" for j in range(len(names))]
+        lines.append(", ".join([*(str(c[row]) for c in columns.values()), *units]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _times(rows: int, step: float) -> list[float]:
+    return [round(step * row, 4) for row in range(rows)]
+
+
+def test_lines_are_placed_by_their_time_and_interpolated(tmp_path):
+    path = _table(tmp_path / "a.csv", timestamp=_times(10, 1 / 30))
+    values, mask = openface.read(path, 12, [])
+    rows = np.arange(12) / 25
+    np.testing.assert_array_equal(mask, rows <= 0.3 + 0.5 / 25)
+    expected = np.minimum(rows * 30, 9)[mask] / 10  # a line's unit 0 is its number / 10
+    np.testing.assert_allclose(values[mask, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(values[mask, 16], expected + 1.6, atol=1e-4)
+    assert np.isnan(values[~mask]).all()
+
+
+def test_beside_a_missing_line_the_nearest_is_taken(tmp_path):
+    success = [1, 1, 1, 0, 1, 1, 1, 1, 1, 1]
+    path = _table(tmp_path / "a.csv", timestamp=_times(10, 1 / 30), success=success)
+    values, mask = openface.read(path, 8, [])
+    # Rows 2 and 3 lie at lines 2.4 and 3.6; line 3 is missing.
+    assert mask.all()
+    expected = [0, 0.12, 0.2, 0.4, 0.48, 0.6, 0.72, 0.84]
+    np.testing.assert_allclose(values[mask, 0], expected, atol=2e-4)
+
+
+def test_no_value_is_made_up_across_a_gap(tmp_path):
+    times = [0.0, 0.04, 0.08, *(round(0.4 + 0.04 * row, 2) for row in range(7))]
+    values, mask = openface.read(_table(tmp_path / "a.csv", timestamp=times), 17, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), np.arange(3, 10))
+    np.testing.assert_allclose(values[10, 0], 0.3, atol=1e-6)
+
+
+def test_lines_without_a_time_are_the_frames_of_the_clip(tmp_path):
+    times = _times(10, 0.08)
+    for columns in ({}, {"timestamp": _times(10, 0.001)}):
+        path = _table(tmp_path / "a.csv", frame=range(1, 11), **columns)
+        values, mask = openface.read(path, 19, times)
+        assert mask.all()
+        np.testing.assert_allclose(values[::2, 0], np.arange(10) / 10, atol=1e-6)
+
+
+def test_failed_uncertain_and_other_faces_are_missing(tmp_path):
+    path = _table(
+        tmp_path / "a.csv",
+        timestamp=[0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.2, 0.24, 0.28, 0.32],
+        success=[1, 1, 0, 0, 0, 1, 1, 1, 1, 1],
+        confidence=[0.9] * 8 + [0.2] * 2,
+        face_id=[0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+    )
+    values, mask = openface.read(path, 9, [])
+    np.testing.assert_array_equal(mask, [1, 1, 0, 0, 0, 1, 1, 0, 0])
+    assert values[5, 0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "lacks the column AU01_r"),
+        ("frame,AU01_r\n1,2\n", "lacks the column AU02_r"),
+    ],
+)
+def test_a_useless_table_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(schema.InputError, match=message):
+        openface.read(path, 5, [])
+
+
+def test_a_word_in_a_number_names_line_and_column(tmp_path):
+    path = _table(tmp_path / "a.csv", timestamp=[0, "x", *_times(8, 0.04)])
+    with pytest.raises(schema.InputError, match="line 3: timestamp is 'x'"):
+        openface.read(path, 5, [])
+
+
+def test_a_table_without_time_and_frame_is_refused(tmp_path):
+    with pytest.raises(schema.InputError, match="neither a usable timestamp nor"):
+        openface.read(_table(tmp_path / "a.csv"), 5, [])
+
+
+@pytest.mark.parametrize(
+    "name, lines", [("facsvatar_raw_demo.csv", 490), ("pyfeat_OpenFace_Test.csv", 100)]
+)
+def test_real_tables_are_read(name, lines):
+    path = SHARED / "data" / "openface" / name
+    if not path.is_file():
+        pytest.skip(f"no {path}: set TQA_SHARED")
+    values, mask = openface.read(path, lines + 50, np.arange(lines) / 25)
+    assert mask.sum() == lines
+    known = values[mask]
+    assert known.min() >= 0 and known.max() <= 5 and np.median(known.std(axis=0)) > 0.02
+
+
+@pytest.mark.parametrize("name", ["facsvatar_raw_demo.csv", "pyfeat_OpenFace_Test.csv"])
+def test_interpolation_beats_the_nearest_line_on_real_tables(tmp_path, name):
+    path = SHARED / "data" / "openface" / name
+    if not path.is_file():
+        pytest.skip(f"no {path}: set TQA_SHARED")
+    with path.open(newline="") as file:
+        header, *lines = csv.reader(file)
+    count = len(lines)
+    truth, mask = openface.read(path, count, np.arange(count) / 25)
+    assert mask.all()
+    when = [name.strip() for name in header].index("timestamp")
+    for number, line in enumerate(lines):
+        line[when] = f"{number / 25:.2f}"  # the second table has 1 ms steps
+    thin = tmp_path / "thin.csv"
+    with thin.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *lines[::2]])
+    found, mask = openface.read(thin, count, [])
+    left_out = np.arange(1, count - 1, 2)
+    spread = truth.std(axis=0)
+    moving = spread > 0.02
+
+    def error(values):
+        off = np.square(values - truth[left_out]).mean(axis=0)
+        return (np.sqrt(off)[moving] / spread[moving]).mean()
+
+    assert mask[left_out].all()
+    assert error(found[left_out]) < 0.65 * error(truth[left_out - 1])

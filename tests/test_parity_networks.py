@@ -1,0 +1,146 @@
+"""ResNet, HuBERT and Wav2Vec2 against transformers, on the same random checkpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from extract.networks import resnet, wav2vec2
+from tests import checkpoints
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+RESNET_101 = {
+    "embedding_size": 64,
+    "hidden_sizes": (256, 512, 1024, 2048),
+    "depths": (3, 4, 23, 3),
+}
+BASE = {
+    "conv_dim": (512,) * 7,
+    "hidden_size": 768,
+    "layers": 12,
+    "heads": 12,
+    "intermediate_size": 3072,
+    "positions": 128,
+    "groups": 16,
+}
+SPEECH = {
+    "hubert": (checkpoints.hubert, transformers.HubertModel),
+    "wav2vec2": (checkpoints.wav2vec2, transformers.Wav2Vec2Model),
+}
+
+
+def load(reader, folder):
+    """Reads a checkpoint as the extractor does: its configuration and parameters."""
+    found, tensors = checkpoints.read(folder)
+    config = reader.Config.from_json(found)
+    return config, reader.from_tensors(tensors, config)
+
+
+def theirs(kind, folder):
+    """Reads a checkpoint with transformers, which must find all that it wants."""
+    network, said = kind.from_pretrained(folder, output_loading_info=True)
+    assert not said["missing_keys"] and not said["mismatched_keys"]
+    return network.eval()
+
+
+def relative(found, exact):
+    return np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size", "clips"),
+    [({}, 50, 3), pytest.param(RESNET_101, 224, 2, marks=pytest.mark.slow)],
+    ids=["tiny", "resnet-101"],
+)
+def test_resnet_equals_transformers(tmp_path, sizes, size, clips):
+    config, params = load(resnet, checkpoints.resnet(tmp_path, **sizes))
+    shape = (clips, size, size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    normed = ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    with torch.inference_mode():
+        network = theirs(transformers.ResNetModel, tmp_path)
+        expected = network(torch.tensor(normed)).pooler_output[..., 0, 0].numpy()
+    assert expected.std(0).max() > 0.1
+
+    def run(dtype):
+        @jax.jit
+        def features(params, pixels):
+            return resnet.features(params, config, pixels, dtype=dtype)
+
+        return np.asarray(features(params, pixels))
+
+    np.testing.assert_allclose(run(jnp.float32), expected, atol=1e-4)
+    assert relative(run(jnp.bfloat16), expected) < 0.02
+
+
+def test_pixels_are_normalised_as_the_image_processor_does(tmp_path):
+    pytest.importorskip("PIL", reason="transformers wants Pillow for pictures")
+    config, params = load(resnet, checkpoints.resnet(tmp_path))
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    processor = transformers.ConvNextImageProcessorPil.from_pretrained(
+        tmp_path, do_resize=False
+    )
+    with torch.inference_mode():
+        network = theirs(transformers.ResNetModel, tmp_path)
+        batch = processor(pixels, return_tensors="pt")
+        expected = network(**batch).pooler_output[..., 0, 0].numpy()
+    found = resnet.features(params, config, jnp.asarray(pixels[None]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SPEECH)
+@pytest.mark.parametrize(
+    ("sizes", "seconds"),
+    [
+        ({}, (1.3, 0.9, 0.025)),
+        pytest.param(BASE, (5.0, 3.21, 0.5), marks=pytest.mark.slow),
+    ],
+    ids=["tiny", "base"],
+)
+def test_each_clip_equals_transformers_on_it_alone(tmp_path, kind, sizes, seconds):
+    write, network = SPEECH[kind]
+    config, params = load(wav2vec2, write(tmp_path, **sizes))
+    rng = np.random.default_rng(0)
+    clips = []
+    for count in (round(16_000 * duration) for duration in seconds):
+        level = np.sin(np.arange(count) / 1500) ** 2 + 0.05
+        clips.append(wav2vec2.prepare(level * rng.standard_normal(count)))
+    lengths = np.array([len(samples) for samples in clips])
+    batch = np.full((len(clips), max(lengths) + 640), np.nan, np.float32)
+    for row, samples in zip(batch, clips, strict=True):
+        row[: len(samples)] = samples
+    with torch.inference_mode():
+        network = theirs(network, tmp_path)
+        expected = [
+            network(torch.tensor(samples[None])).last_hidden_state[0].numpy()
+            for samples in clips
+        ]
+    assert expected[0].std(0).min() > 0.1
+
+    def run(dtype):
+        @jax.jit
+        def hidden(params, batch, lengths):
+            return wav2vec2.hidden(params, config, batch, lengths, dtype=dtype)
+
+        return np.asarray(hidden(params, batch, lengths))
+
+    exact, rough = run(jnp.float32), run(jnp.bfloat16)
+    for row, near, own in zip(exact, rough, expected, strict=True):
+        assert wav2vec2.num_frames(len(row)) <= len(own) <= len(row)
+        np.testing.assert_allclose(row[: len(own)], own, atol=1e-4)
+        assert relative(near[: len(own)], own) < 0.05
+
+
+@pytest.mark.parametrize("loudness", [0.3, 1e-4, 0.0])
+def test_a_clip_is_prepared_as_the_feature_extractor_does(tmp_path, loudness):
+    folder = checkpoints.hubert(tmp_path)
+    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    samples = 0.02 + loudness * np.random.default_rng(0).standard_normal(30_000)
+    samples = samples.astype(np.float32)
+    expected = extractor(samples, sampling_rate=16_000, return_tensors="np")
+    np.testing.assert_allclose(
+        wav2vec2.prepare(samples), expected["input_values"][0], atol=1e-6
+    )
