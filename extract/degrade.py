@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 
 from extract import clip as extractor
-from extract import degrade_build, degrade_plan, landmarks
+from extract import landmarks
+from extract.degrading import degrade_build, degrade_plan
 from tqa_jax import schema
 
 

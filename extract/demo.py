@@ -34,16 +34,9 @@ import tqdm
 import tqa_jax
 from extract import build as builder
 from extract import clip as extractor
-from extract import (
-    demo_plan,
-    encode,
-    flaws,
-    landmarks,
-    pool,
-    portrait,
-    render,
-    speech,
-)
+from extract import encode, landmarks, pool
+from extract.degrading import flaws
+from extract.rendering import demo_plan, portrait, render, speech
 from tqa_jax import cache as caches
 from tqa_jax import schema
 

@@ -2,9 +2,10 @@ r"""Imports the feature pickles of the older PyTorch system as a data set.
 
     python -m extract.pickles --pickle=ac.pkl --out=data/old
 
-The one thing to know: nothing in the file is run (`extract/unpickle.py`), and nothing
-that it does not say is made up. It has no time stamps and no lengths, so rows of the
-modalities are kept as they are, on no common time axis; rows of padding are masked.
+The one thing to know: nothing in the file is run (`extract/importing/unpickle.py`),
+and nothing that it does not say is made up. It has no time stamps and no lengths, so
+rows of the modalities are kept as they are, on no common time axis; rows of padding are
+masked.
 
 Three layouts are read: a list of samples (L0), a dict of lists by split (L1), and a
 dict of stacked arrays by split (L2, standardised). `valid` and `val` are `validation`.
@@ -36,7 +37,7 @@ import numpy as np
 from jaxtyping import Float
 
 import tqa_jax
-from extract import folds, layouts, older
+from extract.importing import folds, layouts, older
 from tqa_jax import records, schema
 
 _MISSING = -1.0

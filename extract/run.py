@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 import tqa_jax
-from extract import build, clip, degrade_plan, labels, landmarks, no_network, pool
+from extract import build, clip, labels, landmarks, no_network, pool
+from extract.degrading import degrade_plan
 from tqa_jax import cache, heap, records, schema
 
 

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import tqa_jax
-from extract import feature_table, folds
+from extract.importing import feature_table, folds
 from tqa_jax import records, schema
 
 BACKEND = "table"

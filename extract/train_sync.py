@@ -16,18 +16,19 @@ There is no randomness, but for the bootstrap intervals, which have a fixed seed
 
 import argparse
 import dataclasses
+import logging
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import pebble
 import tqdm
 from jaxtyping import Bool, Float
 
-from extract import decode, labels, landmarks, pool, sound, sync_head
-from tqa_jax import schema
+from extract import decode, labels, landmarks, sound, sync_head, workers
+from tqa_jax import output, schema
 
 MIN_SECONDS = 20.0
 """Least length of all clips together; one speaker needs more, many are better."""
@@ -88,6 +89,7 @@ class Tested:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return _run(_parse(arguments))
     except schema.InputError as error:
@@ -288,14 +290,16 @@ def table(tested: Sequence[Tested]) -> str:
     return "\n".join(lines)
 
 
-def measure(path: pathlib.Path, name: str, model: pathlib.Path, limit: float) -> Clip:
-    """Decodes a clip and finds its face.
+def measure(
+    path: pathlib.Path, model: pathlib.Path, limit: float, result: pathlib.Path
+) -> None:
+    """Decodes a clip, finds its face and keeps both in a file.
 
     Args:
         path: the video file.
-        name: of the clip.
         model: from `landmarks.find_model`.
         limit: longer clips are refused, in seconds.
+        result: the file to write.
 
     Raises:
         decode.ClipError: the clip cannot be used.
@@ -311,7 +315,8 @@ def measure(path: pathlib.Path, name: str, model: pathlib.Path, limit: float) ->
     if np.isnan(points).all():
         raise decode.ClipError(f"no face found in {len(points)} frames")
     samples, present = sound.track(media.chunks, media.rows)
-    return Clip(name, points, aspect, samples, present)
+    with output.atomic(result) as part, part.open("wb") as file:
+        np.savez(file, points=points, aspect=aspect, samples=samples, present=present)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -334,31 +339,54 @@ def _run(options: argparse.Namespace) -> int:
         raise schema.InputError(
             f"no videos in {folder}; expected files such as .mp4, at any depth"
         )
-    clips, rejected = [], 0
-    with pool.open_workers(min(options.num_workers, len(paths))) as workers:
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        running = [
-            workers.schedule(measure, (path, name, model, options.max_seconds))
-            for path, name in zip(paths, names, strict=True)
+    landmarks.check_library(model)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    with tempfile.TemporaryDirectory() as work:
+        results = {
+            name: pathlib.Path(work, f"{at}.npz") for at, name in enumerate(names)
+        }
+        rejected = workers.run(
+            {
+                name: (path, model, options.max_seconds)
+                for name, path in zip(names, paths, strict=True)
+            },
+            measure,
+            results,
+            num_workers=options.num_workers,
+            timeout_seconds=60 + 5 * options.max_seconds,
+            what="faces found",
+        )
+        clips = [
+            _read(name, result)
+            for name, result in results.items()
+            if name not in rejected
         ]
-        for name, future in zip(names, _progress("clips")(running), strict=True):
-            try:
-                clips.append(future.result())
-            except (decode.ClipError, pebble.ProcessExpired) as error:
-                rejected += 1
-                tqdm.tqdm.write(f"left out {name}: {error}")
+    for name, reason in sorted(rejected.items()):
+        print(f"left out {name}: {reason}")
     described = [clip.described() for clip in clips]
     head = fit(described)
     if options.evaluate:
-        print(table(evaluate(clips, described, _progress("tests"))))
+        print(table(evaluate(clips, described, _shown)))
     sync_head.save(out, head)
     print(f"sync head of {head.num_clips} clips, {head.seconds:.0f} s: {out}")
     return 3 if rejected else 0
 
 
-def _progress(unit: str) -> Callable[[Iterable], Iterable]:
-    """Returns a wrapper that shows on a terminal how far it is."""
-    return lambda items: tqdm.tqdm(items, unit=f" {unit}", disable=None)
+def _read(name: str, result: pathlib.Path) -> Clip:
+    """Reads what `measure` kept."""
+    with np.load(result, allow_pickle=False) as file:
+        return Clip(
+            name=name,
+            points=file["points"],
+            aspect=float(file["aspect"]),
+            samples=file["samples"],
+            present=file["present"],
+        )
+
+
+def _shown(items: Iterable) -> Iterable:
+    """Shows on a terminal how far it is."""
+    return tqdm.tqdm(items, desc="evaluated", disable=None)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,23 +13,16 @@ import cv2
 import numpy as np
 import pytest
 
-from extract import (
+from extract import decode, degrade, demo, labels, landmarks, sound, sync, workers
+from extract.degrading import (
     damping,
-    decode,
-    degrade,
     degrade_build,
     degrade_plan,
-    demo,
-    demo_plan,
     flaws,
-    labels,
-    landmarks,
     planted,
     planting,
-    sound,
-    sync,
-    workers,
 )
+from extract.rendering import demo_plan
 from tests import media
 from tqa_jax import schema
 
@@ -492,7 +485,8 @@ def test_bytes_do_not_depend_on_what_is_in_memory(tmp_path, filler):
 import pathlib, sys
 import numpy as np
 import skimage.data
-from extract import encode, flaws
+from extract import encode
+from extract.degrading import flaws
 still = skimage.data.astronaut()
 shown = [still[at:at + 224, 60 + at:284 + at] for at in range(60)]
 path = pathlib.Path(sys.argv[1])

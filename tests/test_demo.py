@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from extract import decode, demo, demo_plan, flaws, sound
+from extract import decode, demo, sound
+from extract.degrading import flaws
+from extract.rendering import demo_plan
 from tqa_jax import records, schema
 
 

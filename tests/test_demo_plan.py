@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from extract import demo_plan
+from extract.rendering import demo_plan
 from tqa_jax import schema
 
 FLAWS = tuple(demo_plan.PENALTIES)

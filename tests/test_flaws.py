@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from extract import flaws, speech
+from extract.degrading import flaws
+from extract.rendering import speech
 from tqa_jax import schema
 
 STRENGTHS = (0.25, 0.5, 1.0)

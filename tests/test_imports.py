@@ -67,7 +67,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Where a library may be imported; elsewhere it is refused.
 PLACES = {
-    "flax.linen": ("tqa_jax/models/", "extract/"),
+    "flax.linen": ("tqa_jax/models/", "extract/networks/"),
     "tensorflow": ("tests/", "experiments/benches/"),
     "tensorflow_datasets": ("tests/",),
     "torch": ("tests/", "experiments/benches/", "extract/networks/"),

@@ -1,6 +1,6 @@
 import numpy as np
 
-from extract import portrait
+from extract.rendering import portrait
 
 
 def test_identities_are_deterministic_and_differ_in_shape_and_colour():

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from extract import landmarks, portrait, render, speech
+from extract import landmarks
+from extract.rendering import portrait, render, speech
 
 
 def _talk(seed, count=80, **changes):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from extract import speech
+from extract.rendering import speech
 
 
 def _levels(audio: np.ndarray) -> np.ndarray:

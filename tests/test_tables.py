@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from extract import folds, tables
+from extract import tables
+from extract.importing import folds
 from tqa_jax import audit, records, schema
 
 SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))

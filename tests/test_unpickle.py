@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-from extract import layouts, unpickle
+from extract.importing import layouts, unpickle
 from tqa_jax import schema
 
 

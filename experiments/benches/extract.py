@@ -1,20 +1,26 @@
-"""How much faster than real time clips are measured, and which stage limits.
+"""How fast clips are measured: rate by stage, Beam against workers, networks.
 
 The one thing to know: real clips are taken where there are some (the folder
 `data/clips` of `TQA_SHARED`), else talking faces that the project renders, which are
 smaller pictures. Every core has a worker, and the backends are the weight-free ones.
-The time is that of the whole pool, the start of its processes included; clips of a few
-seconds make that start a large part of it, so a long job is faster.
+Times are those of whole jobs, the start of their processes included; clips of a few
+seconds make that start a large part of them, so a long job is faster. The networks'
+rows are those of the bench `networks`.
 """
 
+import functools
+import importlib.util
 import os
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
 
 from experiments import timing
-from extract import build, demo, demo_plan
+from experiments.benches import networks
+from extract import build, demo, pool
+from extract.rendering import demo_plan
 from tqa_jax import schema
 
 _MOST_ROUNDS = 3
@@ -22,54 +28,79 @@ _RENDERED = 6
 
 
 def run(rounds: int, *, quick: bool) -> list[timing.Table]:
-    """Measures the clips anew in every round."""
-    speeds, stages = [], []
+    """Measures the clips anew in every round, by workers and by Beam.
+
+    Raises:
+        schema.InputError: without Beam.
+    """
+    if importlib.util.find_spec("apache_beam") is None:
+        raise schema.InputError("there is no apache_beam; pip install -e '.[beam]'")
+    from extract import beam
+
+    cores = os.cpu_count() or 1
+    options = [
+        f"--direct_num_workers={cores}",
+        "--direct_running_mode=multi_processing",
+        "--default_sdk_harness_log_level=ERROR",
+    ]
+    ways = {
+        "workers": pool.measure,
+        "Beam, DirectRunner": functools.partial(beam.measure, pipeline=options),
+    }
+    jobs: dict[str, list[pool.Progress]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         paths, kind = _clips(folder, few=quick)
         items = [build.Item(path, path.stem, path.stem, "train", {}) for path in paths]
         for number in range(min(rounds, _MOST_ROUNDS)):
-            summary = build.build(
-                items,
-                folder / f"set-{number}",
-                tasks=schema.TASKS,
-                name="bench",
-                provenance={"kind": "degradation", "description": "a benchmark"},
-            )
-            speeds.append(summary.video_seconds / summary.wall_seconds)
-            stages.append(summary.stage_seconds)
-    spent = {
-        name: float(np.median([one[name] for one in stages])) for name in stages[0]
-    }
-    limit = max(spent, key=spent.__getitem__)
-    seconds = summary.video_seconds
-    return [
+            for way, measure in ways.items():
+                summary = build.build(
+                    items,
+                    folder / f"{way}-{number}",
+                    tasks=schema.TASKS,
+                    name="bench",
+                    provenance={"kind": "degradation", "description": "a benchmark"},
+                    measure=measure,
+                )
+                jobs[way].append(summary.progress)
+    ours = jobs["workers"]
+    seconds = ours[0].video_seconds
+    speeds = [seconds / one.wall_seconds for one in ours]
+    rates = {name: [one.rates()[name] for one in ours] for name in ours[0].rates()}
+    tables = [
         timing.Table(
-            f"E3: extraction of {summary.measured} {kind} clips, {seconds:.0f} s of "
-            f"video, {os.cpu_count()} workers",
+            f"E3: extraction of {ours[0].measured} {kind} clips, {seconds:.0f} s of "
+            f"video, {cores} workers",
             [
                 {
                     "times_real_time": float(np.median(speeds)),
-                    "low": float(np.min(speeds)),
-                    "high": float(np.max(speeds)),
-                    "limited_by": limit,
-                    "rejected": len(summary.rejected),
+                    "low": min(speeds),
+                    "high": max(speeds),
+                    "limited_by": ours[0].limit(),
+                    "rejected": len(ours[0].rejected),
                 }
             ],
         ),
         timing.Table(
-            "E3: time by stage, summed over the workers",
+            "E3: rows a second of each stage, as if it were the only one",
             [
-                {
-                    "stage": stage,
-                    "seconds": value,
-                    "share": value / sum(spent.values()),
-                    "ms_per_frame": 1000 * value / (seconds * schema.FPS),
-                }
-                for stage, value in spent.items()
+                {"stage": stage, "rows_a_second": float(np.median(values))}
+                for stage, values in rates.items()
             ],
         ),
+        timing.compare(
+            f"E4: the same clips on Apache Beam, {cores} workers",
+            {
+                way: np.array([one.wall_seconds for one in done])
+                for way, done in jobs.items()
+            },
+            "workers",
+        ),
     ]
+    if importlib.util.find_spec("torch") is None:
+        print("E1 and E2 need PyTorch: pip install -e '.[bench]'", file=sys.stderr)
+        return tables
+    return [*tables, *networks.run(rounds, quick=quick)]
 
 
 def _clips(folder: pathlib.Path, *, few: bool) -> tuple[list[pathlib.Path], str]:

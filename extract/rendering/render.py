@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
-from extract import portrait
+from extract.rendering import portrait
 
 _JAW = 15.0  # portrait pixels that the lower lip drops at opening 1
 _HALF = 20.0  # half width of the portrait's mouth

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract import action_units, layouts
+from extract import action_units
+from extract.importing import layouts
 from tqa_jax import records, schema
 
 MODALITIES: Mapping[str, tuple[str, str]] = {

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, signal
 
-from extract import damping, decode, degrade_plan, flaws, planting, sound
-from extract.planting import Faces
+from extract import decode, sound
+from extract.degrading import damping, degrade_plan, flaws, planting
+from extract.degrading.planting import Faces
 
 _FRAME = flaws.RATE // flaws.FPS  # samples
 _BLUR_PICTURES = 5  # that the width of the blur is fitted to

@@ -20,18 +20,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from extract import (
-    decode,
-    degrade_plan,
-    demo_plan,
-    labels,
-    landmarks,
-    planted,
-    planting,
-    pool,
-    workers,
-)
-from extract.degrade_plan import Copy, Original
+from extract import decode, labels, landmarks, pool, workers
+from extract.degrading import degrade_plan, planted, planting
+from extract.degrading.degrade_plan import Copy, Original
+from extract.rendering import demo_plan
 from tqa_jax import output, schema
 
 _HEADER = "clip,original,other,flaw,strength,unit,planted,measured,agrees".split(",")

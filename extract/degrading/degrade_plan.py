@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 import tqa_jax
-from extract import demo_plan, encode, flaws
+from extract import encode
+from extract.degrading import flaws
+from extract.rendering import demo_plan
 from tqa_jax import schema
 
 VERSION = 1  # of copies and labels; counts up with any change to them

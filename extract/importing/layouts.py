@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from extract import unpickle
+from extract.importing import unpickle
 from tqa_jax import schema
 
 FEATURES = ("visual", "audio", "keypoint", "au", "syncnet")

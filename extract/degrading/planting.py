@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from extract import damping, decode, degrade_plan, encode, flaws, landmarks, sound
+from extract import decode, encode, landmarks, sound
+from extract.degrading import damping, degrade_plan, flaws
 
 MIN_SECONDS = 1.0  # shorter clips have no room for an offset of `flaws.MAX_OFFSET`
 _SILENT = 1e-3  # of full scale; a clip that never exceeds it has no speech

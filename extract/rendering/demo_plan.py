@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from extract import clip as extractor
-from extract import flaws
+from extract.degrading import flaws
 from tqa_jax import schema
 
 VERSION = 2  # of the clips and labels; counts up with any change to them

@@ -1,0 +1,1 @@
+"""Data that other programs left: read without trust, brought into our form."""

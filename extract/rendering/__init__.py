@@ -1,0 +1,1 @@
+"""Talking faces that the demo data set is made of: who, saying what, drawn how."""
