@@ -324,6 +324,7 @@ def _finished(out: pathlib.Path, request: str) -> Summary:
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # All in quotes: Python before 3.13 leaves them out around a carriage return.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerows([header, *rows])
     return text.getvalue()

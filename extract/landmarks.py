@@ -107,6 +107,11 @@ def check_library(model: pathlib.Path) -> None:
         with tracker(model):
             pass
     except OSError as error:
+        if error.errno is not None:  # of a system call; the loader's have none
+            raise schema.InputError(
+                f"MediaPipe cannot be started: {error}; it needs room for temporary "
+                "files"
+            ) from error
         raise schema.InputError(
             f"MediaPipe cannot be loaded: {error}; on Debian and Ubuntu, "
             "`apt-get install libegl1 libgles2 libgl1 libglib2.0-0` installs what it "

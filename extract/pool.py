@@ -293,7 +293,8 @@ def _keep(folder: pathlib.Path, complete) -> None:
             save(folder, key, clip)
         except OSError as error:
             raise schema.InputError(
-                f"{folder} cannot be written: {error.strerror or error}"
+                f"{folder} cannot be written: {error.strerror or error}; the same "
+                "command goes on with what is there"
             ) from error
         _observed(folder, key).unlink()
 

@@ -97,13 +97,14 @@ def _run(
         measure=functools.partial(measure, device_batch=given.device_batch),
     )
     for name, reason in summary.rejected:
-        print(f"rejected {name}: {reason}")
+        print(f"rejected {_shown(name)}: {reason}")
     for name, note in summary.notes:
-        print(f"note on {name}: {note}")
+        print(f"note on {_shown(name)}: {note}")
     if table.left_out:
-        print(f"{len(table.left_out)} clips have no row in {given.labels}: left out")
+        where = _shown(given.labels)
+        print(f"{len(table.left_out)} clips have no row in {where}: left out")
     print(summary.line())
-    print(f"data set: {given.out}")
+    print(f"data set: {_shown(given.out)}")
     return 3 if summary.rejected else 0
 
 
@@ -200,6 +201,11 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         action="store_true",
     )
     return parser
+
+
+def _shown(name: str) -> str:
+    """Returns a name on one line that any terminal can print."""
+    return name if name.isprintable() else repr(name)
 
 
 def _score_range(text: str) -> tuple[float, float]:

@@ -217,7 +217,7 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
     ("changed", "said"),
     [
         ({"version": "0"}, "visual of backend nss with version '0'.*installation has"),
-        ({"backend": "cnn"}, "visual of backend 'resnet101'; .* has nss"),
+        ({"backend": "cnn"}, "visual of backend 'cnn'; .* has nss"),
         ({"checksum": "0" * 64}, "with checksum"),
     ],
 )

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from extract import sync_head, train_sync
+from extract import sync_fit, sync_head, train_sync
 from extract.rendering import speech
 from tqa_jax import output, schema
 
@@ -53,10 +53,10 @@ def _late(sound: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return moved, present
 
 
-def _clip(seed: int, late: int = 0, seconds: float = 6.0) -> train_sync.Clip:
+def _clip(seed: int, late: int = 0, seconds: float = 6.0) -> sync_fit.Clip:
     spoken = _spoken(seed, seconds)
     sound, present = _late(spoken.audio, late)
-    return train_sync.Clip(str(seed), _points(spoken, seed), 1.0, sound, present)
+    return sync_fit.Clip(str(seed), _points(spoken, seed), 1.0, sound, present)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def described():
 
 @pytest.fixture(scope="module")
 def head(described):
-    return train_sync.fit(described)
+    return sync_fit.fit(described)
 
 
 def _features(head, clip, **changes):
@@ -87,12 +87,12 @@ def test_a_planted_shift_of_a_new_speaker_is_found_positive_when_late(head, late
 
 
 def test_clips_that_are_out_of_step_are_moved_in_training(described, head):
-    found = [train_sync.own_offset(head, *item, 15) for item in described]
+    found = [sync_fit.own_offset(head, *item, 15) for item in described]
     assert found == [0, 3, 0, 0, -2, 0, 0, 0]
-    unmoved = train_sync._correlate(described, [0] * 8)
+    unmoved = sync_fit._correlate(described, [0] * 8)
 
     def strength(one, item):
-        return np.nanmax(train_sync._score(one, *item))
+        return np.nanmax(sync_fit._score(one, *item))
 
     assert strength(head, described[1]) > strength(unmoved, described[1])
 
@@ -240,7 +240,7 @@ def test_a_saved_head_measures_the_same_and_equal_heads_are_equal_files(head, tm
 
 
 def test_training_again_gives_the_same_head(head, described):
-    again = train_sync.fit(described)
+    again = sync_fit.fit(described)
     for name, value in dataclasses.asdict(head).items():
         # Threads of the linear algebra library may add in another order.
         np.testing.assert_allclose(getattr(again, name), value, atol=1e-8, rtol=1e-6)
@@ -287,26 +287,26 @@ def test_files_that_are_no_head_are_refused(head, tmp_path):
 
 def test_too_little_to_learn_from_is_said(described):
     with pytest.raises(schema.InputError, match=r"12\.0 s of faces .* at least 20 s"):
-        train_sync.fit([described[0], described[2]])
+        sync_fit.fit([described[0], described[2]])
     with pytest.raises(schema.InputError, match="one clip"):
-        train_sync.evaluate([_clip(1)], described[:1])
+        sync_fit.evaluate([_clip(1)], described[:1])
 
 
 def test_evaluation_plants_shifts_and_takes_out_the_clips_own(head):
     clip = _clip(9, late=2, seconds=4.4)
-    errors = train_sync.planted_errors(clip, head, 2)
+    errors = sync_fit.planted_errors(clip, head, 2)
     assert errors.shape == (2, 31)
     assert np.mean(errors <= 1) > 0.95
-    as_is = train_sync.planted_errors(clip, head, 0)
+    as_is = sync_fit.planted_errors(clip, head, 0)
     assert np.mean(as_is == 2) > 0.8
     other = dataclasses.replace(clip, samples=_clip(8, seconds=4.4).samples)
-    assert np.mean(train_sync.planted_errors(other, head, 0) <= 1) < 0.3
+    assert np.mean(sync_fit.planted_errors(other, head, 0) <= 1) < 0.3
 
 
 def test_evaluation_hears_nothing_outside_the_stretch():
     clip = _clip(9, seconds=6.0)
     for row in (-150, -30, 0, 20, 90, 149, 200):
-        samples, present = train_sync._cut(clip, row)
+        samples, present = sync_fit._cut(clip, row)
         assert len(samples) == len(present) == 100 * 640
         rows = row + np.arange(100)
         inside = np.repeat((rows >= 0) & (rows < 150), 640)
@@ -321,7 +321,7 @@ def test_each_clip_is_tested_by_a_head_that_was_trained_without_it(monkeypatch):
     clips = [_clip(20 + at, seconds=7.0) for at in range(4)]
     described = [clip.described() for clip in clips]
     heads, tests = [], []
-    fit = train_sync.fit
+    fit = sync_fit.fit
 
     def watched_fit(items):
         heads.append((fit(items), [id(item) for item in items]))
@@ -331,9 +331,9 @@ def test_each_clip_is_tested_by_a_head_that_was_trained_without_it(monkeypatch):
         tests.append((clip.name, [used for one, used in heads if one is head][0]))
         return np.zeros((1, 31))
 
-    monkeypatch.setattr(train_sync, "fit", watched_fit)
-    monkeypatch.setattr(train_sync, "planted_errors", watched_errors)
-    tested = train_sync.evaluate(clips, described)
+    monkeypatch.setattr(sync_fit, "fit", watched_fit)
+    monkeypatch.setattr(sync_fit, "planted_errors", watched_errors)
+    tested = sync_fit.evaluate(clips, described)
     others = {
         clip.name: [id(item) for item in described if item is not mine]
         for clip, mine in zip(clips, described, strict=True)
@@ -347,15 +347,15 @@ def test_the_table_counts_what_was_tested():
     def tested(name, own, right, of):
         errors = np.full((of, 31), 5.0)
         errors[:right] = 1.0
-        return train_sync.Tested(name, 4.0 * of, own, errors, np.zeros((of, 31)))
+        return sync_fit.Tested(name, 4.0 * of, own, errors, np.zeros((of, 31)))
 
-    text = train_sync.table([tested("a", 0, 2, 2), tested("b", 3, 1, 4)])
+    text = sync_fit.table([tested("a", 0, 2, 2), tested("b", 3, 1, 4)])
     assert "mean of 2 clips (6 stretches of 4 s, 31 shifts each)" in text
     assert "within 1 frame         0.62 (0.25 to 1.00)" in text
     assert "exact                  0.00 (0.00 to 0.00)" in text
     assert "within 1 frame, as is  1.00" in text
-    assert "no clip has 4 s" in train_sync.table([tested("c", 0, 0, 0)])
-    assert "too short to be tested" in train_sync.table([tested("c", 0, 0, 0)])
+    assert "no clip has 4 s" in sync_fit.table([tested("c", 0, 0, 0)])
+    assert "too short to be tested" in sync_fit.table([tested("c", 0, 0, 0)])
 
 
 @pytest.mark.parametrize(

@@ -400,7 +400,8 @@ def _json(result: Mapping[str, Any]) -> str:
 
 def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # All in quotes: Python before 3.13 leaves them out around a carriage return.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     kinds = ("value", "low", "high", "spread")
     columns = [
         task if kind == "value" else f"{task}_{kind}"
