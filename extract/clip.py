@@ -319,7 +319,7 @@ def observe(path: str | pathlib.Path, options: Options) -> ClipFeatures:
     elif options.sync == sync_head.NAME:
         head = sync_head.load(options.sync_weights)
         features["sync"], masks["sync"] = sync_head.features(
-            points, activations, aspect, samples, present, head
+            points, aspect, samples, present, head
         )
     else:
         features["sync"], masks["sync"] = sync.features(
