@@ -69,7 +69,7 @@ def features(
     window = min(WINDOW, num_rows)
     starts = np.clip(np.arange(num_rows) - window // 2, 0, num_rows - window)
     usable = np.isfinite(inner) & np.isfinite(level)
-    mask = np.isfinite(inner) & (_sums(usable, starts, window) > 0.5 * window)
+    mask = np.isfinite(inner) & (window_sums(usable, starts, window) > 0.5 * window)
     result = np.zeros((num_rows, len(FEATURES)), np.float32)
     if window >= _MIN_ROWS:
         scores = correlations(inner, outer, level, starts, window)
@@ -155,6 +155,14 @@ def correlations(
     return np.mean([_lagged(*pair, starts, window) for pair in pairs], axis=0)
 
 
+def window_sums(
+    values: Float[np.ndarray, " T"], starts: Int[np.ndarray, " W"], window: int
+) -> Float[np.ndarray, " W"]:
+    """Sums `window` rows from each of `starts` on."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return total[starts + window] - total[starts]
+
+
 def _lagged(
     mouth: np.ndarray, level: np.ndarray, starts: np.ndarray, window: int
 ) -> np.ndarray:
@@ -173,7 +181,7 @@ def _lagged(
         both = np.isfinite(mouth) & np.isfinite(shifted)
         a, b = np.where(both, mouth, 0.0), np.where(both, shifted, 0.0)
         count, sum_a, sum_b, square_a, square_b, product = (
-            _sums(values, starts, window)
+            window_sums(values, starts, window)
             for values in (both, a, b, a * a, b * b, a * b)
         )
         count = np.maximum(count, 1)
@@ -187,16 +195,11 @@ def _lagged(
     return result
 
 
-def _sums(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    return total[starts + window] - total[starts]
-
-
 def _spread(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
     """Returns the standard deviation of the known values in each window."""
     known = np.isfinite(values)
     centred = np.where(known, values - (np.nanmean(values) if known.any() else 0), 0)
-    count = np.maximum(_sums(known, starts, window), 1)
-    mean = _sums(centred, starts, window) / count
-    square = _sums(centred**2, starts, window) / count
+    count = np.maximum(window_sums(known, starts, window), 1)
+    mean = window_sums(centred, starts, window) / count
+    square = window_sums(centred**2, starts, window) / count
     return np.sqrt(np.maximum(square - mean**2, 0))

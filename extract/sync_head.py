@@ -113,7 +113,7 @@ def features(
     starts = np.clip(np.arange(num_rows) - window // 2, 0, num_rows - window)
     face = np.isfinite(seen[:, 0])
     usable = face & np.isfinite(heard[:, 0])
-    mask = face & (_sums(usable, starts, window) > 0.5 * window)
+    mask = face & (sync.window_sums(usable, starts, window) > 0.5 * window)
     result = np.zeros((num_rows, len(FEATURES)), np.float32)
     if window >= _MIN_ROWS:
         level = sync.loudness(samples, present, num_rows)
@@ -220,7 +220,7 @@ def scores(
         a = np.where(both[:, None], seen, 0.0)
         b = np.where(both[:, None], shifted, 0.0)
         product, square_a, square_b, count = (
-            _sums(values, starts, window)
+            sync.window_sums(values, starts, window)
             for values in ((a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1), both)
         )
         enough = count >= max(_MIN_SHARE * window, _MIN_ROWS / 2)
@@ -324,11 +324,6 @@ def _beside(values: np.ndarray, at: np.ndarray, steps: tuple[int, ...]) -> np.nd
     """Joins what lies so many steps beside each place; ends are repeated."""
     near = [values[np.clip(at + step, 0, len(values) - 1)] for step in steps]
     return np.concatenate(near, axis=-1)
-
-
-def _sums(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    return total[starts + window] - total[starts]
 
 
 def _spread(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:

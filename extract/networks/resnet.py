@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
+from extract.networks import weights
 from tqa_jax import schema
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pictures, RGB in 0 to 1
@@ -121,22 +122,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str,
         for name, value in tensors.items()
         if not name.startswith("classifier.") and not name.endswith("_tracked")
     }
-    expected = shapes(config)
-    for name, shape in expected.items():
-        if name not in given:
-            raise schema.InputError(f"the ResNet checkpoint lacks the tensor {name}")
-        if given[name].shape != shape:
-            raise schema.InputError(
-                f"the ResNet checkpoint's {name} has shape {given[name].shape}; "
-                f"expected {shape}: does config.json belong to it?"
-            )
-        if not np.isfinite(given[name]).all():
-            raise schema.InputError(f"the ResNet checkpoint's {name} is not finite")
-    if unknown := sorted(set(given) - set(expected)):
-        raise schema.InputError(
-            f"the ResNet checkpoint has the unknown tensor {unknown[0]}: does "
-            "config.json belong to it?"
-        )
+    weights.check(given, shapes(config), "ResNet")
     folded = {name: _folded(given, name) for name in _convolutions(config)}
     params = {"stem": folded[_STEM]}
     for stage, depth in enumerate(config.depths):

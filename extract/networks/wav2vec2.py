@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from extract.networks import wav2vec2_layers
+from extract.networks import wav2vec2_layers, weights
 from tqa_jax import schema
 
 SAMPLE_RATE = 16_000
@@ -203,22 +203,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str,
             name = name.removeprefix(prefix)
         if not name.startswith(_IGNORED):
             given[_RENAMED.get(name, name)] = value
-    expected = shapes(config)
-    for name, shape in expected.items():
-        if name not in given:
-            raise schema.InputError(f"the speech checkpoint lacks the tensor {name}")
-        if given[name].shape != shape:
-            raise schema.InputError(
-                f"the speech checkpoint's {name} has shape {given[name].shape}; "
-                f"expected {shape}: does config.json belong to it?"
-            )
-        if not np.isfinite(given[name]).all():
-            raise schema.InputError(f"the speech checkpoint's {name} is not finite")
-    if unknown := sorted(set(given) - set(expected)):
-        raise schema.InputError(
-            f"the speech checkpoint has the unknown tensor {unknown[0]}: does "
-            "config.json belong to it?"
-        )
+    weights.check(given, shapes(config), "speech")
     given = {name: np.asarray(value, np.float32) for name, value in given.items()}
 
     def linear(*names: str) -> dict[str, np.ndarray]:

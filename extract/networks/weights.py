@@ -227,6 +227,39 @@ def sha256(path: str | pathlib.Path) -> str:
         raise schema.InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def check(
+    tensors: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    network: str,
+) -> None:
+    """Checks that tensors are a network's, all of them and no others.
+
+    Args:
+        tensors: by name.
+        expected: shapes by name.
+        network: for the message.
+
+    Raises:
+        schema.InputError: for the first tensor that is missing, of another shape, not
+            finite, or unknown.
+    """
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise schema.InputError(f"the {network} checkpoint lacks the tensor {name}")
+        if tensors[name].shape != shape:
+            raise schema.InputError(
+                f"the {network} checkpoint's {name} has shape {tensors[name].shape}; "
+                f"expected {shape}: does config.json belong to it?"
+            )
+        if not np.isfinite(tensors[name]).all():
+            raise schema.InputError(f"the {network} checkpoint's {name} is not finite")
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise schema.InputError(
+            f"the {network} checkpoint has the unknown tensor {unknown[0]}: does "
+            "config.json belong to it?"
+        )
+
+
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
