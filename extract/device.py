@@ -81,7 +81,9 @@ class Networks:
         Raises:
             schema.InputError: the device has too little memory for a batch.
         """
-        self._open[key], self._measured[key] = clip, {}
+        # What is pending stays with the stage that needs it.
+        self._open[key] = dataclasses.replace(clip, pending={})
+        self._measured[key] = {}
         complete = []
         for name, stage in self._stages.items():
             with self._memory():
@@ -114,7 +116,6 @@ class Networks:
                     clip,
                     features={name: features[name] for name in clips.BACKENDS},
                     frame_mask=masks,
-                    pending={},
                 ),
             )
 

@@ -9,7 +9,6 @@ is a network, this process runs it meanwhile on what they cut out.
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import time
@@ -23,9 +22,6 @@ from extract import clip as clips
 from extract import workers
 from tqa_jax import output, schema
 
-_logger = logging.getLogger(__name__)
-
-_LOG_SECONDS = 10.0
 _PARTS = ("features", "frame_mask", "pending")
 # What these stand for is in `clip.modalities`, and in the tables' content.
 _BY_CONTENT = (
@@ -36,10 +32,6 @@ _BY_CONTENT = (
     "sync_weights",
     "network_dtype",
 )
-
-
-class _CannotSaveError(Exception):
-    """A result cannot be written."""
 
 
 @dataclasses.dataclass(frozen=True)
