@@ -10,6 +10,7 @@ the same path on every machine (a shared or mounted file system); the shards are
 written at the end, by this process, and are the same bytes as those of `extract.run`.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -59,6 +60,7 @@ class Measure(beam.DoFn):
 
     def process(self, element: tuple[str, str]) -> Iterator[str]:
         """Yields what came of a clip as JSON, given its fingerprint and its path."""
+        before = self._spent()
         try:
             ((key, clip, reason),) = pool.observe(
                 self._workers,
@@ -72,7 +74,13 @@ class Measure(beam.DoFn):
                 pool.finish(self._networks, self._folder)
         except schema.InputError as error:  # the job cannot go on, and says so once
             key, clip, reason = _JOB, None, str(error)
-        yield json.dumps([key, clip and dataclasses.asdict(clip), reason])
+        spent = {
+            name: seconds - before[name] for name, seconds in self._spent().items()
+        }
+        yield json.dumps([key, clip and dataclasses.asdict(clip), reason, spent])
+
+    def _spent(self) -> dict[str, float]:
+        return {} if self._networks is None else self._networks.seconds
 
     def teardown(self) -> None:
         """Ends the process."""
@@ -112,23 +120,50 @@ def measure(
     outcomes = folder / _OUTCOMES
     shutil.rmtree(outcomes, ignore_errors=True)
     step = Measure(folder, options, timeout_seconds, device_batch)
-    with beam.Pipeline(options=pipeline_options.PipelineOptions(pipeline)) as job:
+    with beam.Pipeline(options=_options(pipeline)) as job:
         (
             job
-            | "clips" >> beam.Create([(key, str(path)) for key, path in todo.items()])
+            | "clips"
+            >> beam.Create([(key, str(path.absolute())) for key, path in todo.items()])
             | "spread" >> beam.Reshuffle()
             | "measure" >> beam.ParDo(step)
             | "outcomes" >> beam.io.WriteToText(str(outcomes / "part"))
         )
     for part in sorted(outcomes.iterdir()):
         for line in part.read_text(encoding="utf-8").splitlines():
-            key, clip, reason = json.loads(line)
+            key, clip, reason, networks = json.loads(line)
             if key == _JOB:
                 raise schema.InputError(reason)
+            for stage, seconds in networks.items():  # each worker has its own
+                before = progress.network_seconds.get(stage, 0.0)
+                progress.network_seconds[stage] = before + seconds / num_workers
             progress.add(key, clip and pool.Observed(**clip), reason)
     shutil.rmtree(outcomes)
     progress.wall_seconds = time.perf_counter() - start
     return progress
+
+
+def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
+    """Reads Beam's options, which by itself ignores those that it does not know.
+
+    Raises:
+        schema.InputError: for an unknown option or runner.
+    """
+    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    parser.add_value_provider_argument = parser.add_argument
+    for part in pipeline_options.PipelineOptions.__subclasses__():
+        part._add_argparse_args(parser)
+    known, unknown = parser.parse_known_args(given)
+    if unknown:
+        raise schema.InputError(
+            f"unknown option {unknown[0]}; neither extract.run nor Beam has it"
+        )
+    if known.runner:
+        try:
+            beam.runners.create_runner(known.runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise schema.InputError(f"--runner={known.runner}: {error}") from error
+    return pipeline_options.PipelineOptions(list(given))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,11 +9,10 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import io
+import functools
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from extract import clip as clips
 from extract import landmarks, pool
-from tqa_jax import records, schema
+from tqa_jax import output, records, run_folder, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,19 +130,52 @@ def build(
         partial.mkdir(parents=True, exist_ok=True)
         if out.exists():
             out.rmdir()
+    with run_folder.lock(partial):
+        return _build(
+            items,
+            keys,
+            out,
+            partial,
+            of,
+            request,
+            name=name,
+            provenance=provenance,
+            options=options,
+            dtype=dtype,
+            measure=functools.partial(
+                measure,
+                num_workers=num_workers or os.cpu_count() or 1,
+                timeout_seconds=timeout_seconds or 60 + 5 * options.max_seconds,
+            ),
+        )
+
+
+def _build(
+    items: Sequence[Item],
+    keys: Sequence[str],
+    out: pathlib.Path,
+    partial: pathlib.Path,
+    of: schema.Schema,
+    request: str,
+    *,
+    name: str,
+    provenance: Mapping[str, Any],
+    options: clips.Options,
+    dtype: str,
+    measure: Callable[..., pool.Progress],
+) -> Summary:
+    """Builds what `build` has checked."""
     pairs = list(zip(keys, items, strict=True))
     done = measure(
         {key: item.path for key, item in pairs},
         partial,
         options,
-        num_workers=num_workers or os.cpu_count() or 1,
-        timeout_seconds=timeout_seconds or 60 + 5 * options.max_seconds,
     )
     rejected = tuple(
         (item.clip, done.rejected[key]) for key, item in pairs if key in done.rejected
     )
     usable = [(key, item) for key, item in pairs if key not in done.rejected]
-    _check_usable(usable, rejected, partial)
+    _check_usable(usable, rejected, partial, keys)
     notes: list[tuple[str, str]] = []
     for key, item in usable:
         notes += [(item.clip, note) for note in pool.load(partial, key).notes]
@@ -163,11 +195,11 @@ def build(
             },
             dtype=dtype,
             files={
-                "rejected.csv": _csv(("clip", "reason"), rejected),
-                "notes.csv": _csv(("clip", "note"), notes),
+                "rejected.csv": output.table(("clip", "reason"), rejected),
+                "notes.csv": output.table(("clip", "note"), notes),
             },
         )
-    shutil.rmtree(partial)
+    pool.clear(partial)
     return Summary(
         info=info,
         rejected=rejected,
@@ -241,12 +273,13 @@ def _check_usable(
     usable: Sequence[tuple[str, Item]],
     rejected: Sequence[tuple[str, str]],
     partial: pathlib.Path,
+    keys: Sequence[str],
 ) -> None:
     reasons = "; ".join(f"{clip}: {reason}" for clip, reason in rejected[:3])
     if len(rejected) > 3:
         reasons += f"; and {len(rejected) - 3} more"
     if not usable:
-        shutil.rmtree(partial)
+        pool.clear(partial, keys)
         raise schema.InputError(
             f"none of {len(rejected)} clips can be used, no data set is made "
             f"({reasons})"
@@ -320,11 +353,3 @@ def _finished(out: pathlib.Path, request: str) -> Summary:
     with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
         rejected = tuple((row["clip"], row["reason"]) for row in csv.DictReader(file))
     return Summary(info=info, rejected=rejected)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    # All in quotes: Python before 3.13 leaves them out around a carriage return.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerows([header, *rows])
-    return text.getvalue()

@@ -148,10 +148,18 @@ def check(options: Options) -> pathlib.Path:
             f"--sync={sync_head.NAME} needs a trained head, --sync_weights=FILE; "
             "`python -m extract.train_sync` makes one of your own clips"
         )
+    if options.sync == sync_head.NAME:
+        sync_head.load(options.sync_weights)
     if options.network_dtype not in DTYPES:
         raise schema.InputError(
             f"unknown network dtype {options.network_dtype!r}; available: "
             f"{', '.join(DTYPES)}"
+        )
+    computing = {name for name in options.networks().values() if name != "clip"}
+    if options.network_dtype != "float32" and not computing:
+        raise schema.InputError(
+            f"--network_dtype={options.network_dtype} is given, but no backend is a "
+            "network that computes in it"
         )
     if options.action_units == "openface" and not options.openface:
         raise schema.InputError(
@@ -237,9 +245,9 @@ def modalities(options: Options) -> tuple[schema.Modality, ...]:
             description=sync_head.DESCRIPTION,
         )
     for name, found in options.weights().items():
-        described[name] = deep.describe(
-            getattr(options, name), found, options.network_dtype
-        )
+        backend = getattr(options, name)
+        dtype = "float32" if backend == "clip" else options.network_dtype
+        described[name] = deep.describe(backend, found, dtype)
     return tuple(described.values())
 
 

@@ -220,9 +220,14 @@ def _run(clip: pathlib.Path, tables: str | None, out: pathlib.Path) -> int:
             found = measure(clip, table, model)
         except decode.ClipError as error:
             raise schema.InputError(f"{clip}: {error}") from error
+        numbers = out.with_name(f"{out.stem}_correlations.csv")
+        if numbers.exists() and table is not None and numbers.samefile(table):
+            raise schema.InputError(
+                f"{table} would be overwritten; choose another --out"
+            )
         output.write(out, draw(found))
-        output.write(out.with_suffix(".csv"), _csv([found]))
-        print(f"{_text([found])}\n{out}\n{out.with_suffix('.csv')}")
+        output.write(numbers, _csv([found]))
+        print(f"{_text([found])}\n{out}\n{numbers}")
         return 0
     return _run_folder(clip, tables, out, model)
 

@@ -38,6 +38,10 @@ class ClipError(Exception):
     """A clip cannot be used; the message is a short reason for `rejected.csv`."""
 
 
+class GoneError(ClipError):
+    """A clip is not there now; it may be the next time."""
+
+
 @dataclasses.dataclass
 class Media:
     """What `frames` learns of a clip besides its pictures, filled while it runs.
@@ -76,7 +80,7 @@ def frames(
     # FFmpeg takes `12:30.mp4` for an address unless a folder stands before it.
     path = pathlib.Path(path).absolute()
     if not path.is_file():
-        raise ClipError("no such file")
+        raise GoneError("no such file")
     if path.stat().st_size == 0:
         raise ClipError("the file is empty (0 bytes)")
     try:

@@ -27,22 +27,34 @@ class Kind:
         source: the weights that it takes unless others are given.
         width: features a row, from the `config.json` of the weights.
         description: one line for people.
+        settings: what `preprocessor_config.json` must say, where it says anything.
     """
 
     modality: str
     version: str
     source: weights.Source
-    width: Callable[[Mapping[str, Any]], int]
+    width: Callable[[Mapping[str, Any]], Any]
     description: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def _last_size(config: Mapping[str, Any]) -> Any:
+    sizes = config.get("hidden_sizes")
+    return sizes[-1] if isinstance(sizes, list) and sizes else sizes
+
+
+_SPEECH = {"do_normalize": True, "sampling_rate": 16000}
 KINDS: Mapping[str, Kind] = {
     "resnet101": Kind(
         modality="visual",
         version=f"1.{crops.VERSION}",
         source=weights.RESNET101,
-        width=lambda config: config.get("hidden_sizes", [2048])[-1],
+        width=_last_size,
         description="ResNet-101 (ImageNet) of the aligned face, mean over positions",
+        settings={
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+        },
     ),
     "clip": Kind(
         modality="visual",
@@ -57,6 +69,7 @@ KINDS: Mapping[str, Kind] = {
         source=weights.HUBERT,
         width=lambda config: config.get("hidden_size", 768),
         description="HuBERT's last hidden state, from 50 Hz to the rows' instants",
+        settings=_SPEECH,
     ),
     "wav2vec2": Kind(
         modality="audio",
@@ -64,6 +77,7 @@ KINDS: Mapping[str, Kind] = {
         source=weights.WAV2VEC2,
         width=lambda config: config.get("hidden_size", 768),
         description="Wav2Vec2's last hidden state, from 50 Hz to the rows' instants",
+        settings=_SPEECH,
     ),
     "syncnet": Kind(
         modality="sync",
@@ -92,9 +106,24 @@ def find(name: str, given: str | None) -> weights.Found:
         given: file, folder or `owner/name@revision`; None takes the kind's own.
 
     Raises:
-        schema.InputError: they are not there; the line says how to get them.
+        schema.InputError: they are not there, and the line says how to get them; or
+            what is beside them asks for another preparation.
     """
-    return weights.find(KINDS[name].source, given)
+    kind = KINDS[name]
+    found = weights.find(kind.source, given)
+    if weights.CONFIG in kind.source.settings and not found.config:
+        raise schema.InputError(
+            f"{name} needs {weights.CONFIG} beside its weights, which {found.origin} "
+            "lacks; give a folder in the hub's format"
+        )
+    for key, value in kind.settings.items():
+        given_value = found.preprocessor.get(key, value)
+        if given_value != value:
+            raise schema.InputError(
+                f"{weights.PREPROCESSOR} of {found.origin} has {key} {given_value!r}; "
+                f"the backend {name} prepares its input with {value!r}"
+            )
+    return found
 
 
 def describe(name: str, found: weights.Found, dtype: str) -> schema.Modality:
@@ -106,13 +135,18 @@ def describe(name: str, found: weights.Found, dtype: str) -> schema.Modality:
         dtype: what it computes in; other than float32 it is part of the version.
     """
     kind = KINDS[name]
+    width = kind.width(found.config)
+    if not isinstance(width, int) or width < 1:
+        raise schema.InputError(
+            f"{weights.CONFIG} of {found.origin} has no usable width: {width!r}"
+        )
     low = "" if dtype == "float32" else _SEPARATOR + dtype
     return schema.Modality(
         name=kind.modality,
-        width=kind.width(found.config),
+        width=width,
         backend=name,
         version=kind.version + low,
-        checksum=found.sha256,
+        checksum=found.checksum,
         description=f"{kind.description}; weights: {found.origin}",
     )
 

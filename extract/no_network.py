@@ -42,8 +42,9 @@ def enter(module: str, arguments: Sequence[str]) -> None:
     Raises:
         schema.InputError: the network cannot be blocked on this machine.
     """
-    if os.environ.get(_INSIDE) == "1":
-        if reachable():
+    outside = os.environ.get(_INSIDE)
+    if outside:
+        if outside == _namespace() or reachable():
             raise schema.InputError(
                 f"{_INSIDE} is set, but a network can be reached; unset it"
             )
@@ -63,12 +64,17 @@ def enter(module: str, arguments: Sequence[str]) -> None:
             f"({tried.stderr.strip()}); run the command in a container that has none"
         )
     command = [*_UNSHARE, sys.executable, "-m", module, *arguments]
-    inside = {_INSIDE: "1", "HF_HUB_OFFLINE": "1"}  # its library would retry
+    inside = {_INSIDE: _namespace(), "HF_HUB_OFFLINE": "1"}  # its library would retry
     os.execvpe(command[0], command, {**os.environ, **inside})
 
 
+def _namespace() -> str:
+    """Names the network namespace that this process is in."""
+    return os.readlink("/proc/self/ns/net")
+
+
 def reachable() -> bool:
-    """Returns whether the kernel knows a way to any other machine; sends nothing."""
+    """Returns whether the kernel knows a way out to the internet; sends nothing."""
     for family, address in _TARGETS:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as end:

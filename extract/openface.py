@@ -49,12 +49,13 @@ def read(
     Raises:
         schema.InputError: the table cannot be read or lacks a column.
     """
-    columns = _columns(pathlib.Path(path))
+    path = pathlib.Path(path)
+    columns = _columns(path)
     missing = [name for name in FEATURES if f"{name}_r" not in columns]
     if missing:
         raise schema.InputError(
-            f"{path} lacks the column {missing[0]}_r; expected an OpenFace table with "
-            f"the {len(UNITS)} intensities {FEATURES[0]}_r to {FEATURES[-1]}_r"
+            f"{path.name} lacks the column {missing[0]}_r; expected an OpenFace table "
+            f"with the {len(UNITS)} intensities {FEATURES[0]}_r to {FEATURES[-1]}_r"
         )
     values = np.stack([columns[f"{name}_r"] for name in FEATURES], axis=-1)
     good = np.isfinite(values).all(axis=-1)
@@ -113,7 +114,7 @@ def _placed(
             return seconds, step
     if "frame" not in columns:
         raise schema.InputError(
-            f"{path} has neither a usable timestamp nor a frame column; "
+            f"{path.name} has neither a usable timestamp nor a frame column; "
             "expected `timestamp` in seconds or `frame` counted from 1"
         )
     times = np.asarray(frame_seconds, float)
@@ -140,12 +141,13 @@ def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
                     continue
                 if len(line) < len(header):
                     raise schema.InputError(
-                        f"{path} line {number} has {len(line)} of {len(header)} columns"
+                        f"{path.name} line {number} has {len(line)} of "
+                        f"{len(header)} columns"
                     )
                 for name, place in places.items():
                     table[name].append(_number(line[place], path, number, name))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise schema.InputError(f"{path} cannot be read: {error}") from error
+        raise schema.InputError(f"{path.name} cannot be read: {error}") from error
     return {name: np.array(values, float) for name, values in table.items()}
 
 
@@ -156,5 +158,5 @@ def _number(text: str, path: pathlib.Path, line: int, name: str) -> float:
         return float(text)
     except ValueError as error:
         raise schema.InputError(
-            f"{path} line {line}: {name} is {text.strip()!r}; expected a number"
+            f"{path.name} line {line}: {name} is {text.strip()!r}; expected a number"
         ) from error

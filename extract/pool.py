@@ -6,13 +6,16 @@ called, and never used for another clip. Workers decode and find faces; where a 
 is a network, this process runs it meanwhile on what they cut out.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import re
 import time
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from extract import workers
 from tqa_jax import output, schema
 
 _PARTS = ("features", "frame_mask", "pending")
+# Of a result, and of one that was being written when a job was stopped.
+_RESULT = re.compile(r"([0-9a-f]{64})\.(npz|observed|rejected)(\.\d+\.part)?")
 # What these stand for is in `clip.modalities`, and in the tables' content.
 _BY_CONTENT = (
     "openface",
@@ -130,6 +135,11 @@ def _observed(folder: pathlib.Path, key: str) -> pathlib.Path:
     return folder / f"{key}.observed"
 
 
+def _whole(path: pathlib.Path) -> bool:
+    """Returns whether a result is there; one that a power cut tore is not."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
 def _loaded(file: Mapping[str, np.ndarray]) -> clips.ClipFeatures:
     about = json.loads(str(file["about"]))
 
@@ -210,6 +220,22 @@ def measure(
     return progress
 
 
+def clear(folder: pathlib.Path, keys: Iterable[str] | None = None) -> None:
+    """Removes results, and the folder if nothing else is in it.
+
+    Args:
+        folder: where results are kept.
+        keys: whose; None for all.
+    """
+    wanted = None if keys is None else set(keys)
+    for path in folder.iterdir():
+        found = _RESULT.fullmatch(path.name)
+        if found and (wanted is None or found[1] in wanted):
+            path.unlink()
+    with contextlib.suppress(OSError):  # of the user's own files
+        folder.rmdir()
+
+
 def begin(
     work: Mapping[str, pathlib.Path], folder: pathlib.Path
 ) -> tuple[Progress, dict[str, pathlib.Path]]:
@@ -219,7 +245,7 @@ def begin(
         reason = workers.reason_file(_result(folder, key))
         if reason.is_file():
             progress.rejected[key] = reason.read_text(encoding="utf-8")
-        elif not _result(folder, key).is_file():
+        elif not _whole(_result(folder, key)):
             todo[key] = path
     return progress, todo
 
@@ -296,7 +322,7 @@ def _observe_one(
 ) -> Observed:
     """Observes one clip and keeps what was found."""
     folder, key = result.parent, result.stem
-    if _observed(folder, key).is_file():  # by a job that was stopped
+    if _whole(_observed(folder, key)):  # by a job that was stopped
         return Observed(0.0, {})
     found = clips.observe(path, options)
     save(folder, key, found)

@@ -33,7 +33,7 @@ import numpy as np
 
 import tqa_jax
 from extract.importing import feature_table, folds
-from tqa_jax import records, schema
+from tqa_jax import output, records, schema
 
 BACKEND = "table"
 
@@ -134,6 +134,10 @@ def convert(
     clip_wise = {n: scores.places(text) for n, text in layout.modalities.items()}
     frame_wise = {n: rows.places(text) for n, text in layout.frame_modalities.items()}
     tasks = [scores.place(column) for column in layout.tasks.values()]
+    for name, places in clip_wise.items():
+        _check_columns(name, [scores.header[at] for at in places], layout)
+    for name, places in frame_wise.items():
+        _check_columns(name, [rows.header[at] for at in places], layout)
     same = rows is not None and rows.path.resolve() == scores.path.resolve()
     if not same:
         feature_table.check_single(scores)
@@ -168,37 +172,44 @@ def convert(
             n: np.tile(scores.once(clip, places), (count, 1))
             for n, places in clip_wise.items()
         } | {n: rows.numbers(clip, places) for n, places in frame_wise.items()}
+        with np.errstate(over="ignore"):  # what float32 cannot hold is missing
+            features = {n: values.astype(np.float32) for n, values in features.items()}
+        features = {
+            n: np.where(np.isfinite(values), values, np.float32(np.nan))
+            for n, values in features.items()
+        }
         return records.Clip(
             clip=clip,
             source=sources[clip],
-            features={n: values.astype(np.float32) for n, values in features.items()},
+            features=features,
             frame_mask={
                 n: np.isfinite(values).any(axis=-1) for n, values in features.items()
             },
             labels=labels.astype(np.float32),
         )
 
-    return records.write_dataset(
-        out,
-        ((splits[sources[clip]], made(clip)) for clip in scores.rows),
-        name=name,
-        schema=of,
-        provenance={
-            "kind": "ratings",
-            "tool": "extract.tables",
-            "version": tqa_jax.__version__,
-            "tables": {
-                t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
-                for t in (scores, rows)
-                if t is not None
+    with output.writing(out):
+        return records.write_dataset(
+            out,
+            ((splits[sources[clip]], made(clip)) for clip in scores.rows),
+            name=name,
+            schema=of,
+            provenance={
+                "kind": "ratings",
+                "tool": "extract.tables",
+                "version": tqa_jax.__version__,
+                "tables": {
+                    t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
+                    for t in (scores, rows)
+                    if t is not None
+                },
+                "source": layout.source,
+                "splits": f"fold {fold} of {num_folds} by source",
+                "time_axis": "none: rows in the order of the table; fps is nominal",
+                "repeated_on_every_row": list(clip_wise) if rows is not None else [],
             },
-            "source": layout.source,
-            "splits": f"fold {fold} of {num_folds} by source",
-            "time_axis": "none: rows in the order of the table; fps is nominal",
-            "repeated_on_every_row": list(clip_wise) if rows is not None else [],
-        },
-        dtype=dtype,
-    )
+            dtype=dtype,
+        )
 
 
 def _source(clip: str, pattern: str) -> str:
@@ -229,6 +240,17 @@ def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
             raise schema.InputError(f"--{option} {name!r} is given twice")
         found[name] = columns
     return found
+
+
+def _check_columns(name: str, columns: Sequence[str], layout: Layout) -> None:
+    """Refuses a modality that holds a score, or a column twice."""
+    for column, count in collections.Counter(columns).items():
+        if column in layout.tasks.values():
+            raise schema.InputError(
+                f"--modality={name} holds {column}, which is a task's score"
+            )
+        if count > 1:
+            raise schema.InputError(f"--modality={name} holds {column} twice")
 
 
 def _score_range(text: str) -> tuple[float, float]:

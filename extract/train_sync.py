@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
         raise schema.InputError(f"no folder of clips at {folder}")
     if not out.parent.is_dir():
         raise schema.InputError(f"{out} cannot be written: no folder {out.parent}")
+    if out.is_dir():
+        raise schema.InputError(f"{out} is a folder; expected a file to write")
     if options.num_workers < 1:
         raise schema.InputError(
             f"--num_workers is {options.num_workers}; expected at least 1"

@@ -197,6 +197,8 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         try:
             return function(*arguments)
+        except decode.GoneError as error:
+            return Useless(str(error))
         except (decode.ClipError, schema.InputError) as error:
             reason = " ".join(str(error).split())
             with output.atomic(reason_file(arguments[-1])) as part:

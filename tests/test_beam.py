@@ -72,7 +72,7 @@ def test_a_crash_of_the_decoder_costs_one_clip(folder, tmp_path):
     work = {"crash": media.Fatal(), "good": str(folder / "good 0.mp4")}
     came = [json.loads(one) for item in work.items() for one in step.process(item)]
     step.teardown()
-    assert [key for key, _, _ in came] == ["crash", "good"]
+    assert [one[0] for one in came] == ["crash", "good"]
     assert "process that worked on it died" in came[0][2]
     assert came[1][2] is None and (tmp_path / "good.npz").is_file()
 
@@ -82,3 +82,17 @@ def test_a_folder_that_cannot_be_written_ends_the_job(folder, tmp_path):
     work = {"no/such/folder": folder / "good 0.mp4"}
     with pytest.raises(schema.InputError, match="cannot be written"):
         _measure(work, tmp_path / "full")
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ("--visul=resnet101", "unknown option --visul=resnet101; neither extract.run"),
+        ("--runner=Nope", "--runner=Nope"),
+        ("--no_network", "--no_network is an option of extract.run"),
+    ],
+)
+def test_options_that_nobody_has_are_refused(folder, tmp_path, capsys, more, message):
+    assert command.main([*_arguments(folder, tmp_path / "set"), more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

@@ -67,11 +67,11 @@ def clip(tmp_path_factory):
 def test_the_command_draws_and_writes_what_it_prints(tmp_path, capsys, clip):
     table = tmp_path / "a.csv"
     _table(table, 60, 1 / 50, lambda seconds: 2 + np.sin(6 * seconds))
-    out = tmp_path / "b.png"
+    out = tmp_path / "a.png"
     command = [f"--clip={clip}", f"--openface={table}", f"--out={out}"]
     assert compare_units.main(command) == 0
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and out.stat().st_size > 20_000
-    with out.with_suffix(".csv").open(newline="") as file:
+    with (tmp_path / "a_correlations.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["unit"] for line in lines][-2:] == ["AU28", "AU45"] and len(
         lines

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import pathlib
 
 import jax
 import numpy as np
@@ -169,7 +171,7 @@ def test_the_command_makes_a_set_with_networks(folder, options, tmp_path, capsys
     info = schema.load(tmp_path / "set")
     assert info.schema.modalities == clip.modalities(options)
     visual = {one.name: one for one in info.schema.modalities}["visual"]
-    assert visual.checksum == options.weights()["visual"].sha256
+    assert visual.checksum == options.weights()["visual"].checksum
     assert str(tmp_path.parent) not in (tmp_path / "set/dataset.json").read_text()
     other = [*arguments, "--network_dtype=bfloat16"]
     assert run.main(other) == 2
@@ -206,6 +208,11 @@ def test_a_clip_that_was_observed_is_not_decoded_again(
         ({"sync": "head"}, "--sync=head needs a trained head, --sync_weights=FILE"),
         ({"sync": "syncnet"}, "syncnet needs weights: download http"),
         ({"network_dtype": "int8"}, "unknown network dtype 'int8'; available: float32"),
+        (
+            {"visual": "nss", "visual_weights": None, "audio": "logmel"}
+            | {"audio_weights": None, "network_dtype": "bfloat16"},
+            "no backend is a network that computes in it",
+        ),
     ],
 )
 def test_bad_options_are_one_clear_line(options, more, message):
@@ -225,3 +232,49 @@ def test_other_weights_have_another_fingerprint(options, folder, tmp_path):
     other = dataclasses.replace(options, visual_weights=str(tmp_path / "resnet"))
     path = folder / "0.mp4"
     assert pool.fingerprint(path, other) != pool.fingerprint(path, options)
+
+
+def _changed(folder, name, **changes):
+    """Changes what a file beside the weights says."""
+    path = pathlib.Path(folder) / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_settings_beside_the_weights_count(folder, tmp_path):
+    (tmp_path / "hubert").mkdir()
+    checkpoints.hubert(tmp_path / "hubert")
+    options = clip.Options(audio="hubert", audio_weights=str(tmp_path / "hubert"))
+    before = pool.fingerprint(folder / "0.mp4", options)
+    _changed(tmp_path / "hubert", "config.json", layer_norm_eps=0.1)
+    assert pool.fingerprint(folder / "0.mp4", options) != before
+    _changed(tmp_path / "hubert", "preprocessor_config.json", do_normalize=False)
+    with pytest.raises(schema.InputError, match="do_normalize False; the backend"):
+        clip.check(options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_sizes": 5}, "config"),
+        ({"hidden_sizes": []}, "no usable width"),
+        ({"hidden_sizes": [8.5]}, "no usable width: 8.5"),
+    ],
+)
+def test_sizes_that_are_none_are_one_clear_line(tmp_path, change, message):
+    (tmp_path / "resnet").mkdir()
+    checkpoints.resnet(tmp_path / "resnet")
+    _changed(tmp_path / "resnet", "config.json", **change)
+    options = clip.Options(visual="resnet101", visual_weights=str(tmp_path / "resnet"))
+    with pytest.raises(schema.InputError, match=message):
+        clip.check(options)
+        device.Networks(options)
+
+
+def test_weights_without_settings_are_one_clear_line(tmp_path):
+    (tmp_path / "resnet").mkdir()
+    checkpoints.resnet(tmp_path / "resnet")
+    file = str(tmp_path / "resnet" / "model.safetensors")
+    (tmp_path / "resnet" / "config.json").unlink()
+    options = clip.Options(visual="resnet101", visual_weights=file)
+    with pytest.raises(schema.InputError, match="needs config.json beside its weights"):
+        clip.check(options)

@@ -11,7 +11,7 @@ import pytest
 
 from extract import build, clip, pool, run
 from tests import media
-from tqa_jax import output, records, schema
+from tqa_jax import output, records, run_folder, schema
 
 TASKS = schema.TASKS[:2]
 NUM_GOOD = 4
@@ -167,7 +167,7 @@ def test_measured_clips_are_not_measured_again(folder, tmp_path):
     for item in items[:3]:
         key = pool.fingerprint(item.path, clip.Options())
         pool.save(partial, key, clip.observe(item.path, clip.Options()))
-    (partial / "leftover.1.part").write_bytes(b"half")
+    (partial / f"{'0' * 64}.npz.1.part").write_bytes(b"half")
     summary = _build(items, out)
     assert summary.progress.measured == 1 and not partial.exists()
     first, second = records.read_split(out, summary.info, "train")
@@ -313,3 +313,60 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
     said = f"measured {left} clips" if left else "nothing had to be measured"
     assert said in again.stdout
     assert schema.load(tmp_path / "set").splits["train"].clips == NUM_GOOD
+
+
+def test_what_is_not_a_result_is_left_in_the_working_folder(folder, tmp_path):
+    partial = tmp_path / "set.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("mine")
+    _build(_items(folder), tmp_path / "set")
+    assert [path.name for path in partial.iterdir()] == ["thesis.tex"]
+
+
+def test_nothing_usable_leaves_what_other_options_measured(folder, tmp_path):
+    items = _items(folder)
+    kept = pool.fingerprint(items[0].path, clip.Options())
+    (tmp_path / "set.partial").mkdir()
+    pool.save(
+        tmp_path / "set.partial", kept, clip.observe(items[0].path, clip.Options())
+    )
+    with pytest.raises(schema.InputError, match="none of 4 clips can be used"):
+        _build(items, tmp_path / "set", options=clip.Options(max_seconds=0.2))
+    assert [path.stem for path in (tmp_path / "set.partial").iterdir()] == [kept]
+
+
+def test_a_result_that_a_power_cut_tore_is_measured_again(folder, tmp_path):
+    path = folder / "good0.mp4"
+    key = pool.fingerprint(path, clip.Options())
+    pool.save(tmp_path, key, clip.observe(path, clip.Options()))
+    whole = pool.load(tmp_path, key)
+    data = (tmp_path / f"{key}.npz").read_bytes()
+    (tmp_path / f"{key}.npz").write_bytes(data[: len(data) // 2])
+    done = pool.measure(
+        {key: path}, tmp_path, clip.Options(), num_workers=1, timeout_seconds=60
+    )
+    assert done.measured == 1
+    again = pool.load(tmp_path, key)
+    for name, values in whole.features.items():
+        np.testing.assert_array_equal(again.features[name], values)
+
+
+def test_a_clip_that_was_gone_is_tried_again(folder, tmp_path):
+    path, work = tmp_path / "late.mp4", tmp_path / "work"
+    work.mkdir()
+    options = {"num_workers": 1, "timeout_seconds": 60}
+    done = pool.measure({"late": path}, work, clip.Options(), **options)
+    assert done.rejected == {"late": "no such file"}
+    path.write_bytes((folder / "good0.mp4").read_bytes())
+    done = pool.measure({"late": path}, work, clip.Options(), **options)
+    assert done.measured == 1 and done.rejected == {}
+
+
+def test_two_jobs_do_not_share_a_folder(folder, tmp_path):
+    partial = tmp_path / "set.partial"
+    partial.mkdir()
+    with (
+        run_folder.lock(partial),
+        pytest.raises(schema.InputError, match="another process works in"),
+    ):
+        _build(_items(folder), tmp_path / "set")

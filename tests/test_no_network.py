@@ -52,7 +52,14 @@ def test_what_cannot_be_blocked_is_refused(monkeypatch):
 
 
 def test_a_network_inside_is_found_out(monkeypatch):
-    monkeypatch.setenv("TQA_NO_NETWORK", "1")
+    monkeypatch.setenv("TQA_NO_NETWORK", "net:[1]")
     monkeypatch.setattr(no_network, "reachable", lambda: True)
+    with pytest.raises(schema.InputError, match="a network can be reached; unset it"):
+        no_network.enter("extract.run", [])
+
+
+def test_a_process_that_was_not_moved_is_found_out(monkeypatch):
+    monkeypatch.setenv("TQA_NO_NETWORK", no_network._namespace())
+    monkeypatch.setattr(no_network, "reachable", lambda: False)
     with pytest.raises(schema.InputError, match="a network can be reached; unset it"):
         no_network.enter("extract.run", [])

@@ -1,10 +1,11 @@
 """A file that is there and whole, or not there."""
 
 import contextlib
+import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,6 +21,21 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)  # a full disk gets its room back
+
+
+@contextlib.contextmanager
+def writing(path: str | pathlib.Path) -> Iterator[None]:
+    """Turns what the disk refuses into one line.
+
+    Raises:
+        InputError: when something cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise schema.InputError(
+            f"{path} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def write(path: pathlib.Path, data: str | bytes) -> None:
@@ -44,6 +60,17 @@ def write(path: pathlib.Path, data: str | bytes) -> None:
         raise schema.InputError(
             f"{path} cannot be written: {error.strerror}"
         ) from error
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a CSV.
+
+    All of it is in quotes: Python before 3.13 leaves them out around a carriage return.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerows([header, *rows])
+    return text.getvalue()
 
 
 def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:

@@ -9,7 +9,6 @@ import collections
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
@@ -110,8 +109,15 @@ def build(
     if "damping" in chosen:
         landmarks.check_library(model)
     folder = out.with_name(out.name + ".partial")
+    marker = folder / ".degrade"
+    if folder.exists() and not marker.exists() and any(folder.iterdir()):
+        raise schema.InputError(
+            f"{folder} is where work is kept, and holds other files; move them or "
+            "choose another --out"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
         return _make(
             originals,
             unreadable,
@@ -262,8 +268,10 @@ def _make(
         shutil.rmtree(ready)
     ready.mkdir()
     _write(ready / degrade_plan.LABELS, text)
-    _write(ready / "flaws.csv", _csv(_HEADER, [list(row.values()) for row in rows]))
-    _write(ready / "rejected.csv", _csv(["clip", "reason"], rejected))
+    _write(
+        ready / "flaws.csv", output.table(_HEADER, [list(row.values()) for row in rows])
+    )
+    _write(ready / "rejected.csv", output.table(["clip", "reason"], rejected))
     _write(ready / degrade_plan.FILE, json.dumps(about, indent=1) + "\n")
     for copy in good:
         (folder / f"{copy.key}.mp4").rename(ready / f"{names[copy.key]}.mp4")
@@ -343,7 +351,7 @@ def _labels(copies: Sequence[Copy], names: Mapping[str, str]) -> str:
             [f"{names[copy.key]}.mp4", copy.original.source, copy.original.split]
             + [f"{scores[task]:.4f}" for task in tasks]
         )
-    return _csv(["clip", "source", "split", *tasks], rows)
+    return output.table(["clip", "source", "split", *tasks], rows)
 
 
 def _rows(
@@ -379,12 +387,6 @@ def _finished(out: pathlib.Path, request: str) -> Summary:
     with (out / "flaws.csv").open(newline="", encoding="utf-8") as file:
         rows = tuple(csv.DictReader(file))
     return Summary(len(list(out.glob("*.mp4"))), rejected, rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
 
 
 def _write(path: pathlib.Path, text: str) -> None:

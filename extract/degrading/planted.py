@@ -8,6 +8,7 @@ with: their value falls as strength rises.
 
 import collections
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -23,6 +24,7 @@ from extract.degrading.planting import Faces
 _FRAME = flaws.RATE // flaws.FPS  # samples
 _BLUR_PICTURES = 5  # that the width of the blur is fitted to
 _STILL = 0.4  # of the original's change from picture to picture
+_MIN_MOVING = 0.2  # share of the original's pictures; else stillness says nothing
 _NOISE = 0.1  # grey levels of change that are the codec's
 _SMALL = 320  # pixels, long side of pictures that are looked for at other instants
 _REFERENCE = 1e-3  # of full scale; swapped sound differs by more almost everywhere
@@ -188,9 +190,11 @@ def _freeze(pairs, copy):
     held = np.diff(planting.picks(copy, len(changes) + 1)) == 0
     # Where the original itself stands still, nothing can be seen of the flaw.
     moves = before > _NOISE
-    measured = np.mean(moves & (after < _STILL * before)) + np.mean(held & ~moves)
-    agrees = abs(measured - held.mean()) < 0.05
-    return "share of still frames", held.mean(), float(measured), bool(agrees)
+    if moves.mean() < _MIN_MOVING:
+        return "share of still frames", held.mean(), math.nan, None
+    still = after[moves] < _STILL * before[moves]
+    agrees = abs(still.mean() - held[moves].mean()) < 0.05
+    return "share of still frames", held.mean(), float(still.mean()), bool(agrees)
 
 
 def _jitter(pairs, copy):

@@ -115,7 +115,12 @@ def clip(
         standardised: whether the file is.
     """
     features, masks = {}, {}
-    streams = {key: rows for key, rows in sample.features.items() if key != "syncnet"}
+    with np.errstate(over="ignore"):  # what float32 cannot hold is missing
+        streams = {
+            key: np.asarray(rows, np.float32)
+            for key, rows in sample.features.items()
+            if key != "syncnet"
+        }
     found = {key: _mask(rows, standardised) for key, rows in streams.items()}
     count = max(
         int(np.flatnonzero(mask)[-1]) + 1 for mask in found.values() if mask.any()

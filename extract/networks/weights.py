@@ -143,6 +143,14 @@ class Found:
     sha256: str
     origin: str
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the weights and of the settings that go with them."""
+        if not self.config and not self.preprocessor:
+            return self.sha256
+        parts = [self.sha256, dict(self.config), dict(self.preprocessor)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
 
 def find(source: Source, given: str | None = None) -> Found:
     """Finds the weights of a backend, on this machine or on the hub.
