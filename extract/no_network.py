@@ -5,6 +5,7 @@ namespace of its own (Linux, `unshare` of util-linux), which holds no way out; l
 and their native code, MediaPipe's telemetry too, are inside. Files are as before.
 """
 
+import argparse
 import errno
 import logging
 import os
@@ -30,14 +31,23 @@ _TARGETS = (
 _NO_WAY = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-def enter(module: str, arguments: Sequence[str]) -> None:
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--no_network`."""
+    parser.add_argument(
+        "--no_network",
+        action="store_true",
+        help="run where no network can be reached, and check that (Linux)",
+    )
+
+
+def enter(module: str, arguments: Sequence[str] | None) -> None:
     """Replaces this process by the same command without a network.
 
     Returns inside, where it has checked that nothing can be reached.
 
     Args:
         module: of the command.
-        arguments: of the command.
+        arguments: of the command; None takes those of this process.
 
     Raises:
         schema.InputError: the network cannot be blocked on this machine.
@@ -63,6 +73,7 @@ def enter(module: str, arguments: Sequence[str]) -> None:
             "--no_network: this machine does not let users block the network "
             f"({tried.stderr.strip()}); run the command in a container that has none"
         )
+    arguments = sys.argv[1:] if arguments is None else arguments
     command = [*_UNSHARE, sys.executable, "-m", module, *arguments]
     inside = {_INSIDE: _namespace(), "HF_HUB_OFFLINE": "1"}  # its library would retry
     os.execvpe(command[0], command, {**os.environ, **inside})

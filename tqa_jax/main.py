@@ -117,7 +117,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         refuse(" ".join(str(error).split()))
     except OSError:
         given = re.findall(r"--?config[= ](\S+)", " ".join(argv))
-        refuse(f"{given[-1]} cannot be loaded; expected a file of configs/")
+        refuse(f"{given[-1]} cannot be loaded from here; expected a file of configs/")
     return rest
 
 

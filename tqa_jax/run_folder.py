@@ -92,7 +92,7 @@ def claim(
         own = {"environment.json", "environment.json.part", "config.json.part"}
         if folder.exists() and any(f.name not in own for f in folder.iterdir()):
             raise schema.InputError(
-                f"{folder} is not empty and holds no run; choose another folder"
+                f"{folder} is not empty and holds no run; choose another --workdir"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "environment.json", environment())
@@ -103,11 +103,11 @@ def claim(
         found = difference(theirs, mine)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise schema.InputError(
-            f"{file} is not the configuration of a run; choose another folder"
+            f"{file} is not the configuration of a run; choose another --workdir"
         ) from error
     if found:
         raise schema.InputError(
-            f"{folder} holds a run with {found}; choose another folder"
+            f"{folder} holds a run with {found}; choose another --workdir"
         )
     return False
 

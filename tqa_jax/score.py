@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when every clip was scored, 3 when some could not be, 2 when nothing was
         tried.
     """
+    from extract import no_network
+
     options = _parse(arguments)
     try:
+        if options.no_network:
+            no_network.enter("tqa_jax.score", arguments)
         return _run(options)
     except (schema.InputError, scorer.ScorerError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -108,6 +112,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes that measure clips (default: one a CPU core)",
+    )
+    parser.add_argument(
+        "--no_network",
+        action="store_true",
+        help="run where no network can be reached, and check that (Linux)",
     )
     return parser.parse_args(arguments)
 
@@ -177,7 +186,7 @@ def extraction_options(
         InputError: when the scorer was trained on features that this installation
             does not make: another modality, backend, version or landmarker.
     """
-    from extract import clip, deep
+    from extract import clip, deep, sync_head
 
     backends = {one["name"]: one["backend"] for one in described["modalities"]}
     unknown = [name for name in backends if name not in clip.BACKENDS]
@@ -192,6 +201,23 @@ def extraction_options(
                 f"the scorer was trained on {name} of backend {backend!r}; this "
                 f"installation has {', '.join(clip.BACKENDS[name])}"
             )
+    missing = []
+    for one in described["modalities"]:
+        option, backend = f"{one['name']}_weights", one["backend"]
+        takes = backend in deep.KINDS or backend == sync_head.NAME
+        if weights.get(option) and not takes:
+            raise schema.InputError(
+                f"--{option} is given, but the scorer's {one['name']} features are of "
+                f"the backend {backend!r}, which takes none"
+            )
+        own = backend == sync_head.NAME or deep.LOCAL in one.get("description", "")
+        if takes and own and not weights.get(option):
+            missing.append(f"--{option} (checksum {one['checksum'][:12]}…)")
+    if missing:
+        raise schema.InputError(
+            "the scorer was trained on features of weights that only their owner has: "
+            f"give them by {', '.join(missing)}"
+        )
     dtypes = {
         deep.dtype(one["version"])
         for one in described["modalities"]
@@ -211,6 +237,14 @@ def extraction_options(
                 continue
             for field in ("version", "checksum", "width"):
                 found = getattr(made, field)
+                takes = made.backend in clip.with_weights(made.name)
+                if wanted[field] != found and field == "checksum" and takes:
+                    raise schema.InputError(
+                        f"the scorer was trained on {made.name} of backend "
+                        f"{made.backend} with other weights (checksum "
+                        f"{wanted[field][:12]}…, not {found[:12]}…): give those by "
+                        f"--{made.name}_weights"
+                    )
                 if wanted[field] != found:
                     raise schema.InputError(
                         f"the scorer was trained on {made.name} of backend "

@@ -2,8 +2,8 @@
 
 The one thing to know: eight flaws have a physical measure that is known beforehand and
 must come out again, within the tolerances below. For `compression` and `damping` what
-can be measured is another quantity than what was set, so there is nothing to agree
-with: their value falls as strength rises.
+can be measured is another quantity than what was set, and falls as strength rises: of
+`damping` it is said whether there is an effect at all, of `compression` nothing.
 """
 
 import collections
@@ -24,6 +24,7 @@ from extract.degrading.planting import Faces
 _FRAME = flaws.RATE // flaws.FPS  # samples
 _BLUR_PICTURES = 5  # that the width of the blur is fitted to
 _STILL = 0.4  # of the original's change from picture to picture
+_LEAST_EFFECT = 0.2  # of damping at strength 1, on what is measured
 _MIN_MOVING = 0.2  # share of the original's pictures; else stillness says nothing
 _NOISE = 0.1  # grey levels of change that are the codec's
 _SMALL = 320  # pixels, long side of pictures that are looked for at other instants
@@ -227,7 +228,11 @@ def _is_off(near, at: int, picture: np.ndarray) -> bool:
 def _damping(before: Faces, after: Faces, strength: float):
     was, now = (damping.expression(f.activations[f.seen]) for f in (before, after))
     unit = "movement left, of the mesh; measured: of brow and smile blendshapes"
-    return unit, 1 - strength, now / was if was > 0 else np.nan, None
+    if not was > 0:
+        return unit, 1 - strength, math.nan, None
+    # Another quantity, so only whether there is an effect can be said.
+    agrees = now / was < 1 - _LEAST_EFFECT * strength
+    return unit, 1 - strength, now / was, bool(agrees)
 
 
 _SOUND: Mapping[str, Callable] = {

@@ -1,7 +1,7 @@
 """Visual backend `clip`: the vision tower of CLIP, through the library transformers.
 
 The one thing to know: this is the only network that PyTorch runs, on the CPU; it needs
-`pip install 'tqa_jax[clip]'`. Its features are the image embeddings before they are
+`pip install -e '.[clip]'`. Its features are the image embeddings before they are
 normalised to length 1.
 
 References:
@@ -49,7 +49,7 @@ def load(
     except ImportError as error:
         raise schema.InputError(
             "the visual backend clip runs on PyTorch and transformers: `pip install "
-            "'tqa_jax[clip]'`, or choose --visual=resnet101 or --visual=nss"
+            "-e '.[clip]'`, or choose --visual=resnet101 or --visual=nss"
         ) from error
     settings = dict(found.config.get("vision_config") or found.config)
     kind = settings.get("model_type")

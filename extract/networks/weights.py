@@ -293,7 +293,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     except _UNREADABLE as error:
         raise schema.InputError(
             f"{path} is damaged, or holds other things than weights; nothing in it was "
-            f"run ({_line(error)})"
+            "run"
         ) from error
     if not isinstance(loaded, Mapping):
         raise schema.InputError(
