@@ -43,6 +43,8 @@ STAGES = ("decode", "landmarks", "visual", "audio", "sync")
 DTYPES = ("float32", "bfloat16")
 """What networks may compute in."""
 
+_MAX_BEYOND = 0.5  # seconds that an OpenFace table may go on after its clip
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -378,6 +380,12 @@ def _units(path, options: Options, media: decode.Media, points, activations, see
         empty = np.full((media.rows, width), np.nan, np.float32)
         return empty, np.zeros(media.rows, bool)
     units, mask = openface.read(table, media.rows, media.frame_seconds)
+    beyond = openface.seconds_beyond(table, media.rows, media.frame_seconds)
+    if beyond > _MAX_BEYOND:
+        media.notes.append(
+            f"the OpenFace table goes on for {beyond:.1f} s after the clip: is it of "
+            "another video?"
+        )
     if not mask.all():
         media.notes.append(
             f"the OpenFace table covers {mask.sum()} of {len(mask)} rows"

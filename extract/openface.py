@@ -76,6 +76,22 @@ def read(
     return features, np.isfinite(features[:, 0])
 
 
+def seconds_beyond(
+    path: str | pathlib.Path, num_rows: int, frame_seconds: Sequence[float]
+) -> float:
+    """Returns how long a table goes on after a clip: long where it is another's.
+
+    Args:
+        path: a table that `read` takes.
+        num_rows: rows of the clip.
+        frame_seconds: time of each of the clip's own frames, from 0.
+    """
+    path = pathlib.Path(path)
+    seconds, _ = _placed(_columns(path), frame_seconds, path)
+    last = np.max(seconds, initial=0.0, where=np.isfinite(seconds))
+    return max(0.0, float(last) - num_rows / schema.FPS)
+
+
 def _resampled(
     rows: np.ndarray,
     known: np.ndarray,

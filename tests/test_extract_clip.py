@@ -114,6 +114,13 @@ def test_openface_tables_replace_blendshapes(tmp_path):
     np.testing.assert_array_equal(found.frame_mask["action_units"], np.arange(10) < 8)
     np.testing.assert_array_equal(found.features["action_units"][:8], 1.5)
     assert found.notes == ("the OpenFace table covers 8 of 10 rows",)
+    lines += [", ".join([f"{i / 25}", *["1.5"] * 17]) for i in range(8, 60)]
+    (tables / "a.csv").write_text("\n".join(lines))
+    found = clip.observe(path, options)
+    assert found.frame_mask["action_units"].all()
+    assert found.notes == (
+        "the OpenFace table goes on for 2.0 s after the clip: is it of another video?",
+    )
     described = {m.name: m for m in clip.modalities(options)}
     assert described["action_units"].backend == "openface"
     assert described["action_units"].checksum == ""

@@ -144,6 +144,7 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes(
     assert environment["processes"] == 2
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "options"),

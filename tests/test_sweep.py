@@ -339,6 +339,7 @@ def test_program_too_large_for_an_accelerator_is_refused(monkeypatch, caplog):
     assert "set --config.at_once=4" in caplog.text
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_early_stop_frees_a_place_and_the_rest_move_together(data, tmp_path):
     config = config_of(
