@@ -196,30 +196,21 @@ def modalities(options: Options) -> tuple[schema.Modality, ...]:
     """
     face = landmarks.SHA256  # every backend but the audio's sees through the landmarker
     units = options.action_units
+
+    def without_weights(name: str, of, checksum: str = face) -> schema.Modality:
+        return schema.Modality(
+            name=name,
+            width=len(of.FEATURES),
+            backend=of.NAME,
+            version=of.VERSION,
+            checksum=checksum,
+            description=of.DESCRIPTION,
+        )
+
     described = {
-        "visual": schema.Modality(
-            name="visual",
-            width=len(nss.FEATURES),
-            backend=nss.NAME,
-            version=nss.VERSION,
-            checksum=face,
-            description=nss.DESCRIPTION,
-        ),
-        "audio": schema.Modality(
-            name="audio",
-            width=len(logmel.FEATURES),
-            backend=logmel.NAME,
-            version=logmel.VERSION,
-            description=logmel.DESCRIPTION,
-        ),
-        "keypoints": schema.Modality(
-            name="keypoints",
-            width=len(keypoints.FEATURES),
-            backend=keypoints.NAME,
-            version=keypoints.VERSION,
-            checksum=face,
-            description=keypoints.DESCRIPTION,
-        ),
+        "visual": without_weights("visual", nss),
+        "audio": without_weights("audio", logmel, checksum=""),
+        "keypoints": without_weights("keypoints", keypoints),
         "action_units": schema.Modality(
             name="action_units",
             width=len(action_units.NAMES[units]),
@@ -228,24 +219,11 @@ def modalities(options: Options) -> tuple[schema.Modality, ...]:
             checksum="" if units == "openface" else face,
             description=action_units.DESCRIPTIONS[units],
         ),
-        "sync": schema.Modality(
-            name="sync",
-            width=len(sync.FEATURES),
-            backend=sync.NAME,
-            version=sync.VERSION,
-            checksum=face,
-            description=sync.DESCRIPTION,
-        ),
+        "sync": without_weights("sync", sync),
     }
     if options.sync == sync_head.NAME:
-        described["sync"] = schema.Modality(
-            name="sync",
-            width=len(sync_head.FEATURES),
-            backend=sync_head.NAME,
-            version=sync_head.VERSION,
-            checksum=weights.sha256(pathlib.Path(options.sync_weights)),
-            description=sync_head.DESCRIPTION,
-        )
+        checksum = weights.sha256(pathlib.Path(options.sync_weights))
+        described["sync"] = without_weights("sync", sync_head, checksum)
     for name, found in options.weights().items():
         backend = getattr(options, name)
         dtype = "float32" if backend == "clip" else options.network_dtype

@@ -26,6 +26,7 @@ from extract.networks import (
     resnet,
     syncnet,
     syncnet_input,
+    tensor_file,
     wav2vec2,
     weights,
 )
@@ -300,7 +301,7 @@ class _Sync:
 
 def _resnet101(found: weights.Found, dtype, device_batch: int) -> _Visual:
     config = resnet.Config.from_json(found.config)
-    params = jax.device_put(resnet.from_tensors(weights.read(found.file), config))
+    params = jax.device_put(resnet.from_tensors(tensor_file.read(found.file), config))
     run = jax.jit(functools.partial(resnet.features, config=config, dtype=dtype))
     return _Visual(lambda pixels: run(params, pixels=pixels), device_batch)
 
@@ -312,7 +313,7 @@ def _clip(found: weights.Found, dtype, device_batch: int) -> _Visual:
 
 def _wav2vec2(found: weights.Found, dtype, device_batch: int) -> _Speech:
     config = wav2vec2.Config.from_json(found.config)
-    params = jax.device_put(wav2vec2.from_tensors(weights.read(found.file), config))
+    params = jax.device_put(wav2vec2.from_tensors(tensor_file.read(found.file), config))
     run = jax.jit(functools.partial(wav2vec2.hidden, config=config, dtype=dtype))
     return _Speech(
         lambda samples, lengths: run(params, samples=samples, lengths=lengths),
@@ -321,7 +322,7 @@ def _wav2vec2(found: weights.Found, dtype, device_batch: int) -> _Speech:
 
 
 def _syncnet(found: weights.Found, dtype, device_batch: int) -> _Sync:
-    params = jax.device_put(syncnet.from_tensors(weights.read(found.file)))
+    params = jax.device_put(syncnet.from_tensors(tensor_file.read(found.file)))
     faces = jax.jit(functools.partial(syncnet.faces, dtype=dtype))
     sounds = jax.jit(functools.partial(syncnet.sounds, dtype=dtype))
     return _Sync(

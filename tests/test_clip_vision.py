@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from extract.networks import clip_vision, weights
+from extract.networks import clip_vision, tensor_file, weights
 from tqa_jax import schema
 
 PREPROCESSOR = {
@@ -97,7 +97,7 @@ def test_a_pickle_and_a_vision_tower_alone_give_the_same(
 
     features, _ = clip_vision.load(weights.find(weights.CLIP, str(folder)))
     expected = features(pictures(2))
-    tensors = weights.read(folder / "model.safetensors")
+    tensors = tensor_file.read(folder / "model.safetensors")
     tensors = {name: torch.tensor(value) for name, value in tensors.items()}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     config = (folder / weights.CONFIG).read_bytes()
@@ -151,6 +151,6 @@ def test_without_its_libraries_it_says_what_to_install(monkeypatch, tmp_path):
     for name in ("torch", "transformers"):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, name, None)
-            with pytest.raises(schema.InputError, match=r"tqa_jax\[clip\]") as caught:
+            with pytest.raises(schema.InputError, match=r"-e '.\[clip\]'") as caught:
                 clip_vision.load(found)
             assert "--visual=nss" in str(caught.value)

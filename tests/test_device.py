@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from extract import clip, device, pool, run
-from extract.networks import resnet, wav2vec2, weights
+from extract.networks import resnet, tensor_file, wav2vec2
 from tests import checkpoints, media
 from tqa_jax import schema
 
@@ -47,11 +47,11 @@ def _alone(observed, options):
     """What the networks give for a clip by itself, without batches or padding."""
     found = options.weights()
     config = resnet.Config.from_json(found["visual"].config)
-    params = resnet.from_tensors(weights.read(found["visual"].file), config)
+    params = resnet.from_tensors(tensor_file.read(found["visual"].file), config)
     crops = observed.pending["visual/crops"]
     visual = jax.jit(resnet.features, static_argnums=1)(params, config, crops)
     config = wav2vec2.Config.from_json(found["audio"].config)
-    params = wav2vec2.from_tensors(weights.read(found["audio"].file), config)
+    params = wav2vec2.from_tensors(tensor_file.read(found["audio"].file), config)
     samples = wav2vec2.prepare(observed.pending["audio/samples"])
     hidden = jax.jit(wav2vec2.hidden, static_argnums=1)(
         params, config, samples[None], np.array([len(samples)])

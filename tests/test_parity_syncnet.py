@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from extract.networks import syncnet, weights
+from extract.networks import syncnet, tensor_file
 from tests import test_syncnet
 
 torch = pytest.importorskip("torch")
@@ -93,7 +93,7 @@ def params(reference, tmp_path_factory):
     path = tmp_path_factory.mktemp("syncnet") / "syncnet_v2.model"
     # The public file is from before PyTorch's zip files.
     torch.save(reference.state_dict(), path, _use_new_zipfile_serialization=False)
-    return syncnet.from_tensors(weights.read(path))
+    return syncnet.from_tensors(tensor_file.read(path))
 
 
 def face_input():

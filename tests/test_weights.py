@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from extract.networks import weights
+from extract.networks import tensor_file, weights
 from tqa_jax import schema
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -87,7 +87,7 @@ def test_default_comes_from_the_cache_of_the_hub(hub):
     assert found.config == CONFIG and found.preprocessor == {"do_normalize": True}
     assert found.sha256 == hashlib.sha256(content()).hexdigest()
     assert found.origin == f"someone/tiny-net@{REVISION}/model.safetensors"
-    for name, value in weights.read(found.file).items():
+    for name, value in tensor_file.read(found.file).items():
         np.testing.assert_array_equal(value, TENSORS[name])
 
 
@@ -196,7 +196,7 @@ def test_half_precision_comes_as_float32(tmp_path):
     for kind in (ml_dtypes.bfloat16, np.float16, np.float64):
         path = tmp_path / "a.safetensors"
         safetensors.numpy.save_file({"a": exact.astype(kind)}, path)
-        value = weights.read(path)["a"]
+        value = tensor_file.read(path)["a"]
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, exact)
 
@@ -229,20 +229,20 @@ def test_damaged_files_are_one_line(tmp_path, monkeypatch):
         path = tmp_path / name
         path.write_bytes(value)
         with pytest.raises(schema.InputError) as caught:
-            weights.read(path)
+            tensor_file.read(path)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "it_ran").exists()
     with pytest.raises(schema.InputError, match="cannot be read"):
-        weights.read(tmp_path / "gone")
+        tensor_file.read(tmp_path / "gone")
     with pytest.raises(schema.InputError, match="cannot be read"):
-        weights.read(tmp_path)
+        tensor_file.read(tmp_path)
 
 
 def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "net.bin").write_bytes(pickle.dumps({}))
     with pytest.raises(schema.InputError, match="pip install torch.*safetensors"):
-        weights.read(tmp_path / "net.bin")
+        tensor_file.read(tmp_path / "net.bin")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -253,7 +253,7 @@ def test_checkpoints_of_pytorch_are_read(tmp_path, zipped):
     tensors["shared"] = torch.nn.Parameter(tensors["layer.weight"].t())
     path = tmp_path / "net.model"
     torch.save({**tensors, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
-    found = weights.read(path)
+    found = tensor_file.read(path)
     assert set(found) == {*TENSORS, "half", "shared"}
     for name, value in TENSORS.items():
         np.testing.assert_array_equal(found[name], value)
@@ -274,7 +274,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, monkeypatch, zipped):
     ):
         torch.save(value, "net.bin", _use_new_zipfile_serialization=zipped)
         with pytest.raises(schema.InputError) as caught:
-            weights.read("net.bin")
+            tensor_file.read("net.bin")
         assert "net.bin" in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "it_ran").exists()
 
@@ -297,7 +297,7 @@ def test_cut_and_changed_checkpoints_are_one_line(tmp_path):
                 damaged[place] = rng.integers(256)
             path.write_bytes(damaged)
             try:
-                weights.read(path)  # changed numbers are still numbers
+                tensor_file.read(path)  # changed numbers are still numbers
             except schema.InputError as error:
                 assert "\n" not in str(error)
 

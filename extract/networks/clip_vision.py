@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from extract.networks import weights
+from extract.networks import tensor_file, weights
 from tqa_jax import schema
 
 NAME = "clip"
@@ -70,7 +70,7 @@ def load(
         ) from error
     _check_size(found, model.config.image_size)
     expected = model.state_dict()
-    tensors = weights.read(found.file)
+    tensors = tensor_file.read(found.file)
     for name, value in expected.items():
         shape = tensors[name].shape if name in tensors else "missing"
         if shape != tuple(value.shape):

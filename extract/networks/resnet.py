@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from extract.networks import weights
+from extract.networks import tensor_file
 from tqa_jax import schema
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pictures, RGB in 0 to 1
@@ -122,7 +122,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str,
         for name, value in tensors.items()
         if not name.startswith("classifier.") and not name.endswith("_tracked")
     }
-    weights.check(given, shapes(config), "ResNet")
+    tensor_file.check(given, shapes(config), "ResNet")
     folded = {name: _folded(given, name) for name in _convolutions(config)}
     params = {"stem": folded[_STEM]}
     for stage, depth in enumerate(config.depths):

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from extract.networks import wav2vec2_layers, weights
+from extract.networks import tensor_file, wav2vec2_layers
 from tqa_jax import schema
 
 SAMPLE_RATE = 16_000
@@ -203,7 +203,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str,
             name = name.removeprefix(prefix)
         if not name.startswith(_IGNORED):
             given[_RENAMED.get(name, name)] = value
-    weights.check(given, shapes(config), "speech")
+    tensor_file.check(given, shapes(config), "speech")
     given = {name: np.asarray(value, np.float32) for name, value in given.items()}
 
     def linear(*names: str) -> dict[str, np.ndarray]:

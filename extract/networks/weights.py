@@ -2,8 +2,7 @@
 
 The one thing to know: a backend's default is pinned by the revision of its repository
 and, where it is known, by the SHA-256 of the file, so the same command computes the
-same features next year. Nothing in a file of weights can run code: safetensors holds
-numbers only, and PyTorch's pickles are read by `torch.load(weights_only=True)`.
+same features next year.
 
 A pinned file that is in the hub's local cache is used without any look at the network.
 """
@@ -13,17 +12,14 @@ import functools
 import hashlib
 import json
 import pathlib
-import pickle
 import re
 import socket
-import struct
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from extract.networks import tensor_file
 from tqa_jax import schema
 
 CONFIG = "config.json"
@@ -32,21 +28,6 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weights in the hub's format, the preferred one first."""
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-# What `torch.load` raises for files that are cut off, damaged or no weights at all.
-_UNREADABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,41 +167,6 @@ def find(source: Source, given: str | None = None) -> Found:
     return _from_hub(source, match[1], match[2], list(names))
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file of weights; numbers with fractions come as float32.
-
-    Args:
-        path: safetensors, or a pickle of PyTorch, whatever its name.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        schema.InputError: the file is damaged or has no weights, or it is a pickle
-            and PyTorch is not installed.
-    """
-    path = pathlib.Path(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise schema.InputError(f"{path} cannot be read: {error.strerror}") from error
-    if start[8:] == b"{":
-        tensors = _read_safetensors(path)
-    elif start.startswith((_ZIP, _PICKLE)):
-        tensors = _read_pickle(path)
-    else:
-        raise schema.InputError(
-            f"{path} has no weights: neither safetensors nor a checkpoint of PyTorch"
-        )
-    if not tensors:
-        raise schema.InputError(f"{path} has no weights: it holds no tensor")
-    return {
-        name: value.astype(np.float32) if "float" in value.dtype.name else value
-        for name, value in tensors.items()
-    }
-
-
 def sha256(path: str | pathlib.Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal digits.
 
@@ -233,79 +179,6 @@ def sha256(path: str | pathlib.Path) -> str:
         return _digest(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise schema.InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def check(
-    tensors: Mapping[str, np.ndarray],
-    expected: Mapping[str, tuple[int, ...]],
-    network: str,
-) -> None:
-    """Checks that tensors are a network's, all of them and no others.
-
-    Args:
-        tensors: by name.
-        expected: shapes by name.
-        network: for the message.
-
-    Raises:
-        schema.InputError: for the first tensor that is missing, of another shape, not
-            finite, or unknown.
-    """
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise schema.InputError(f"the {network} checkpoint lacks the tensor {name}")
-        if tensors[name].shape != shape:
-            raise schema.InputError(
-                f"the {network} checkpoint's {name} has shape {tensors[name].shape}; "
-                f"expected {shape}: does config.json belong to it?"
-            )
-        if not np.isfinite(tensors[name]).all():
-            raise schema.InputError(f"the {network} checkpoint's {name} is not finite")
-    if unknown := sorted(set(tensors) - set(expected)):
-        raise schema.InputError(
-            f"the {network} checkpoint has the unknown tensor {unknown[0]}: does "
-            "config.json belong to it?"
-        )
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import safetensors
-    import safetensors.numpy
-
-    try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise schema.InputError(
-            f"{path} is damaged or cut off; get it again ({_line(error)})"
-        ) from error
-
-
-def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise schema.InputError(
-            f"{path.name} is a checkpoint of PyTorch: `pip install torch` to read it, "
-            "or convert it to safetensors where PyTorch is installed"
-        ) from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise schema.InputError(
-            f"{path} is damaged, or holds other things than weights; nothing in it was "
-            "run"
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise schema.InputError(
-            f"{path} holds a {type(loaded).__name__}; expected tensors by name"
-        )
-    tensors = {}
-    for name, value in loaded.items():
-        if isinstance(value, torch.Tensor):
-            value = value.detach()
-            value = value.float() if value.is_floating_point() else value
-            tensors[str(name)] = value.numpy()
-    return tensors
 
 
 def _from_disk(source: Source, path: pathlib.Path) -> Found:
@@ -373,7 +246,9 @@ def _download(
         return None
     # Errors of the transport have no class of their own in the hub's library.
     except (OSError, errors.HTTPError, errors.HFValidationError) as error:
-        raise _missing(source, repository, revision, name, _line(error)) from error
+        raise _missing(
+            source, repository, revision, name, tensor_file.one_line(error)
+        ) from error
     return pathlib.Path(path)
 
 
@@ -428,12 +303,9 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise schema.InputError(f"{path} cannot be read: {_line(error)}") from error
+        raise schema.InputError(
+            f"{path} cannot be read: {tensor_file.one_line(error)}"
+        ) from error
     if not isinstance(value, dict):
         raise schema.InputError(f"{path} holds no settings by name")
     return value
-
-
-def _line(error: BaseException) -> str:
-    """Returns the first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
