@@ -179,6 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--default_sdk_harness_log_level=ERROR",
     ]
     pipeline = [f"--num_workers={count}", *local, *others]
+    try:
+        _options(pipeline)  # also where nothing has to be measured
+    except schema.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return run.guarded(
         "extract.beam",
         given,
