@@ -15,7 +15,7 @@ OUTSIDE = {"configs", "extract", "experiments", "tests"}
 LAYERS = (
     {"sweep"},
     {"main", "data", "export", "score", "report"},
-    {"train", "trained", "score_page"},
+    {"train", "trained", "score_page", "extraction"},
     {"lockstep"},
     {"trial"},
     {"conclude", "fleet"},
@@ -88,6 +88,7 @@ PLACES = {
 # Those that may reach outside the package, inside a function.
 REACHES_OUT = {
     "tqa_jax/main.py",
+    "tqa_jax/extraction.py",
     "tqa_jax/score.py",
     "tqa_jax/score_page.py",
     "tqa_jax/report/errors.py",

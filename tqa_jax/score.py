@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tqa_jax import output, schema, score_page, scorer
+from tqa_jax import extraction, output, schema, score_page, scorer
 
 _FAR = 1.0  # Distance to training features, in units of what 99 % of them are below.
 _FACELESS = 0.1  # Share of rows without a face from which a person should know.
@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
             raise schema.InputError(f"--{name}={file} is a folder; expected a file")
     template = None if options.html is None else score_page.load_template()
     judge = scorer.load(options.scorer)
-    extraction = extraction_options(
+    measured = extraction.options(
         judge.schema,
         openface=options.openface,
         max_seconds=options.max_seconds,
@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     paths = _videos(options.paths)
     results = score_files(
-        judge, paths, extraction=extraction, num_workers=options.num_workers
+        judge, paths, extraction_options=measured, num_workers=options.num_workers
     )
     several = len(paths) > 1 or options.paths[0].is_dir()
     tasks = [task["name"] for task in judge.schema["tasks"]]
@@ -167,99 +167,11 @@ def _run(options: argparse.Namespace) -> int:
     return 3 if failed else 0
 
 
-def extraction_options(
-    described: Mapping[str, Any],
-    *,
-    openface: str | None = None,
-    max_seconds: float = 120.0,
-    **weights: str | None,
-) -> Any:
-    """How clips must be measured for a scorer: `extract.clip.Options`.
-
-    Args:
-        described: `Scorer.schema`.
-        openface: folder of OpenFace tables, or None.
-        max_seconds: see `extract.clip.Options`.
-        **weights: `visual_weights` and so on, likewise.
-
-    Raises:
-        InputError: when the scorer was trained on features that this installation
-            does not make: another modality, backend, version or landmarker.
-    """
-    from extract import clip, deep, sync_head
-
-    backends = {one["name"]: one["backend"] for one in described["modalities"]}
-    unknown = [name for name in backends if name not in clip.BACKENDS]
-    if unknown:
-        raise schema.InputError(
-            f"the scorer reads {unknown[0]!r}, which no extractor makes "
-            f"({', '.join(clip.BACKENDS)}); give it features: `scorer.load(...).score`"
-        )
-    for name, backend in backends.items():
-        if backend not in clip.BACKENDS[name]:
-            raise schema.InputError(
-                f"the scorer was trained on {name} of backend {backend!r}; this "
-                f"installation has {', '.join(clip.BACKENDS[name])}"
-            )
-    missing = []
-    for one in described["modalities"]:
-        option, backend = f"{one['name']}_weights", one["backend"]
-        takes = backend in deep.KINDS or backend == sync_head.NAME
-        if weights.get(option) and not takes:
-            raise schema.InputError(
-                f"--{option} is given, but the scorer's {one['name']} features are of "
-                f"the backend {backend!r}, which takes none"
-            )
-        own = backend == sync_head.NAME or deep.LOCAL in one.get("description", "")
-        if takes and own and not weights.get(option):
-            missing.append(f"--{option} (checksum {one['checksum'][:12]}…)")
-    if missing:
-        raise schema.InputError(
-            "the scorer was trained on features of weights that only their owner has: "
-            f"give them by {', '.join(missing)}"
-        )
-    dtypes = {
-        deep.dtype(one["version"])
-        for one in described["modalities"]
-        if one["backend"] in deep.KINDS
-    }
-    options = clip.Options(
-        **backends,
-        **weights,
-        network_dtype=min(dtypes, default="float32"),
-        openface=openface,
-        max_seconds=max_seconds,
-    )
-    clip.check(options)
-    for made in clip.modalities(options):
-        for wanted in described["modalities"]:
-            if wanted["name"] != made.name:
-                continue
-            for field in ("version", "checksum", "width"):
-                found = getattr(made, field)
-                takes = made.backend in clip.with_weights(made.name)
-                if wanted[field] != found and field == "checksum" and takes:
-                    raise schema.InputError(
-                        f"the scorer was trained on {made.name} of backend "
-                        f"{made.backend} with other weights (checksum "
-                        f"{wanted[field][:12]}…, not {found[:12]}…): give those by "
-                        f"--{made.name}_weights"
-                    )
-                if wanted[field] != found:
-                    raise schema.InputError(
-                        f"the scorer was trained on {made.name} of backend "
-                        f"{made.backend} with {field} {wanted[field]!r}; this "
-                        f"installation has {found!r}: train again, or install the "
-                        "version that made its data set"
-                    )
-    return options
-
-
 def score_files(
     judge: "scorer.Scorer",
     paths: Sequence[pathlib.Path],
     *,
-    extraction: Any,
+    extraction_options: Any,
     num_workers: int,
 ) -> list[dict[str, Any]]:
     """Measures and scores clips.
@@ -267,7 +179,7 @@ def score_files(
     Args:
         judge: a loaded scorer.
         paths: video files.
-        extraction: from `extraction_options`.
+        extraction_options: from `extraction.options`.
         num_workers: processes that measure.
 
     Returns:
@@ -277,16 +189,16 @@ def score_files(
     """
     from extract import landmarks, pool
 
-    landmarks.check_library(landmarks.find_model(extraction.landmarker))
-    keys = [pool.fingerprint(path, extraction) for path in paths]
+    landmarks.check_library(landmarks.find_model(extraction_options.landmarker))
+    keys = [pool.fingerprint(path, extraction_options) for path in paths]
     with tempfile.TemporaryDirectory(prefix="tqa_score_") as folder:
         kept = pathlib.Path(folder)
         done = pool.measure(
             dict(zip(keys, paths, strict=True)),
             kept,
-            extraction,
+            extraction_options,
             num_workers=num_workers,
-            timeout_seconds=60 + 5 * extraction.max_seconds,
+            timeout_seconds=60 + 5 * extraction_options.max_seconds,
         )
         results = []
         for key, path in zip(keys, paths, strict=True):
