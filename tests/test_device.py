@@ -220,6 +220,20 @@ def test_bad_options_are_one_clear_line(options, more, message):
         clip.check(dataclasses.replace(options, **more))
 
 
+def test_clip_computes_in_float32_alone(tmp_path):
+    options = clip.Options(visual="clip", network_dtype="bfloat16")
+    with pytest.raises(schema.InputError, match="no backend is a network that comp"):
+        clip.check(options)
+
+
+def test_a_network_by_another_name_is_refused(options):
+    other = dataclasses.replace(options, audio="wav2vec2")
+    with pytest.raises(
+        schema.InputError, match="of kind 'hubert' .*expects 'wav2vec2'"
+    ):
+        clip.check(other)
+
+
 def test_weights_of_another_network_are_refused(options, folder, tmp_path):
     wrong = dataclasses.replace(options, visual_weights=options.audio_weights)
     with pytest.raises(schema.InputError, match="hubert"):

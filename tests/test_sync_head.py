@@ -364,6 +364,8 @@ def test_the_table_counts_what_was_tested():
         ({"clips": "absent"}, "no folder of clips at"),
         ({}, "no videos in"),
         ({"out": "absent/head.npz"}, "cannot be written: no folder"),
+        ({"out": "labels.csv"}, "expected a file that ends in .npz"),
+        ({"out": "clips"}, "expected a file that ends in .npz"),
         ({"num_workers": "0"}, "--num_workers is 0; expected at least 1"),
         ({"max_seconds": "nan"}, "--max_seconds is nan; expected a positive"),
     ],
@@ -378,6 +380,14 @@ def test_bad_options_are_one_line(tmp_path, capsys, options, message):
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert message in error
     assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+
+
+def test_a_file_that_is_no_head_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "mine.npz").write_bytes(b"mine")
+    given = [f"--clips={tmp_path}", f"--out={tmp_path / 'mine.npz'}"]
+    assert train_sync.main(given) == 2
+    assert "is not a sync head" in capsys.readouterr().err
+    assert (tmp_path / "mine.npz").read_bytes() == b"mine"
 
 
 @pytest.mark.slow

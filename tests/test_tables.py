@@ -152,6 +152,8 @@ def test_folds_have_about_as_many_clips_each():
         ({}, ["--modality=visual=loud"], "'visual' is given twice"),
         ({}, ["--modality=sound=loud"], "'sound' is given twice"),
         ({}, ["--modality=sound"], "expected NAME=COLUMNS"),
+        ({}, ["--modality=v=loud,MOS"], "--modality=v holds MOS, which is a task's"),
+        ({}, ["--modality=v=loud,loud"], "--modality=v holds loud twice"),
         ({}, ["--score_range=5"], "expected two numbers"),
         ({}, ["--score_range=0,3"], "line 9: overall is 3.5; expected 0 to 3"),
         ({}, ["--source=("], "expected a regular expression"),
