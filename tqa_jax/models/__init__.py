@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tqa_jax import batch, hyperparameters, schema
-from tqa_jax.models import evaluator, presets
+from tqa_jax.models import attention, evaluator, presets
 
 Params = Any
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 REMAT_POLICIES = (
     "nothing_saveable",
     "dots_saveable",
@@ -43,6 +43,8 @@ class Model(NamedTuple):
         trunk: `(params, batch, rng=None) -> joined`, the two after one another.
         join: `(params, joined, rng=None) -> shared features (B, D)`.
         heads: `(params, features (K, B, D), rng=None) -> scores (B, K)`.
+        attend: `(params, batch) -> weights (B, M, H, T, T)` of each block of time
+            attention; M is 1 where modalities are joined before it.
         last_shared: path of the last shared layer's kernel in the parameters.
         options: the resolved fields of the network, for the record.
     """
@@ -54,6 +56,7 @@ class Model(NamedTuple):
     trunk: Callable[..., Mapping[str, jax.Array]]
     join: Callable[..., Float[Array, "B D"]]
     heads: Callable[..., Float[Array, "B K"]]
+    attend: Callable[..., list[Float[Array, "B M H T T"]]]
     last_shared: tuple[str, ...]
     options: dict[str, Any]
 
@@ -75,7 +78,7 @@ def make(
         tasks: of the data set.
         max_frames: longest time axis.
         preset: a key of `presets.PRESETS`.
-        dtype: of activations.
+        dtype: of activations; `float64` where `jax_enable_x64` is set.
         remat: one of `REMAT_POLICIES` (see `jax.checkpoint_policies`), or empty.
         **overrides: fields of `evaluator.Evaluator`.
 
@@ -85,6 +88,8 @@ def make(
     """
     _check_choice("preset", preset, sorted(presets.PRESETS))
     _check_choice("dtype", dtype, DTYPES)
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise schema.InputError("dtype float64 needs JAX_ENABLE_X64=1")
     fields = dict(presets.PRESETS[preset])
     for name, value in overrides.items():
         _check_choice("model option", name, sorted(fields))
@@ -161,6 +166,20 @@ def make(
     def heads(params, features, rng=None):
         return call("heads", params, features, rng=rng)
 
+    def attend(params, batch: batch.Batch):
+        _, kept = module.apply(
+            {"params": params},
+            *(batch.features, batch.frame_mask),
+            method="encode",
+            mutable=[attention.WEIGHTS],
+        )
+        blocks = [
+            kept[attention.WEIGHTS][f"time_{layer}"]["attention"]["weights"][0]
+            for layer in range(fields["temporal_layers"])
+        ]
+        early = fields["topology"] == "early"
+        return [block[:, None] if early else block for block in blocks]
+
     return Model(
         init,
         apply,
@@ -169,6 +188,7 @@ def make(
         trunk,
         join,
         heads,
+        attend,
         module.last_shared(),
         {"preset": preset, "dtype": dtype, "remat": remat, **fields},
     )

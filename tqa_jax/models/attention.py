@@ -21,6 +21,9 @@ from tqa_jax.models import dropout
 _FEW_FRAMES = 32  # Queries in a block at least: smaller products are slow.
 _HIDDEN = -1e30  # Added to a score, leaves nothing of it; finite, so that none is NaN.
 
+WEIGHTS = "attention"
+"""Collection that `SelfAttention` writes its weights to when it is mutable."""
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017).
@@ -65,6 +68,8 @@ class SelfAttention(nn.Module):
         projected = (x @ kernel + bias).reshape(*x.shape[:-1], len(_INPUTS), *split)
         query, key, value = jnp.moveaxis(projected, -3, 0).swapaxes(-3, -2)
         query = query * jnp.asarray(1 / math.sqrt(size), query.dtype)  # (*B, H, T, d)
+        if self.is_mutable_collection(WEIGHTS) and not self.is_initializing():
+            self.sow(WEIGHTS, "weights", all_weights(query, key, mask, self.window))
         found = self._near(query, key, value, mask[..., None, :])
         found = found.swapaxes(-3, -2).reshape(x.shape)
         kernel, bias = _Projection(split, (width,), name="out")()
@@ -167,6 +172,32 @@ class _Projection(nn.Module):
         kernel = self.param("kernel", draw, (*self.inputs, *self.outputs))
         bias = self.param("bias", nn.initializers.zeros, self.outputs)
         return kernel.reshape(matrix), bias.ravel()
+
+
+def all_weights(
+    query: Float[Array, "*B H T d"],
+    key: Float[Array, "*B H T d"],
+    mask: Bool[Array, "*B T"],
+    window: int = 0,
+) -> Float[Array, "*B H T T"]:
+    """Computes the weights of attention, all T x T of them: to look at, not to train.
+
+    Args:
+        query: scaled.
+        key: one a token.
+        mask: tokens that may be attended to.
+        window: see `SelfAttention`.
+
+    Returns:
+        The share that each query (second last axis) gives to each token. Those of a
+        query that may attend to nothing mean nothing.
+    """
+    seen = mask[..., None, None, :]
+    if window:
+        place = jnp.arange(mask.shape[-1])
+        seen = seen & (jnp.abs(place[:, None] - place) <= window)
+    scores = _product("...qd,...kd->...qk", query, key)
+    return nn.softmax(scores + jnp.where(seen, 0.0, jnp.float32(_HIDDEN)), axis=-1)
 
 
 @jax.custom_vjp

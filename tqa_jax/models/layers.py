@@ -2,7 +2,7 @@
 
 The one thing to know: dropout is on exactly when an rng named `dropout` is given to
 `apply`; there is no train flag. Parameters, layer-norm statistics, softmax and scores
-are float32; `dtype` is that of the other activations.
+are float32, or float64 if that is `dtype`, the type of the other activations.
 """
 
 import math
@@ -30,7 +30,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    wide = x.astype(jnp.float32)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     below = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
     density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
     slope = below + wide * density
@@ -150,7 +150,8 @@ def pool(
     keep = mask[..., None]
     parts = []
     if kind in ("mean", "mean_max"):
-        total = jnp.where(keep, x, 0).astype(jnp.float32).sum(axis=-2)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        total = jnp.where(keep, x, 0).astype(wide).sum(axis=-2)
         parts.append(total / jnp.maximum(keep.sum(axis=-2), 1))
     if kind in ("max", "mean_max"):
         peak = jnp.where(keep, x, -jnp.inf).max(axis=-2)
@@ -179,7 +180,8 @@ class _Head(nn.Module):
             else:
                 x = nn.relu(x)
                 x = x if layer == last else dropout.Dropout(self.dropout)(x)
-        return nn.Dense(1, dtype=jnp.float32, name="out")(x)[..., 0]
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return nn.Dense(1, dtype=wide, name="out")(x)[..., 0]
 
 
 class Heads(nn.Module):
@@ -192,7 +194,7 @@ class Heads(nn.Module):
         style: `normed` has a learned input scale, LayerNorm and GELU, and half the
             dropout after the last hidden layer; `plain` has ReLU and no dropout there.
         activation: what maps raw scores to the range: `sigmoid`, `tanh`, or `none`.
-        dtype: of hidden activations; scores are float32.
+        dtype: of hidden activations; scores are float32 at least.
     """
 
     ranges: Sequence[tuple[float, float]]
@@ -218,8 +220,8 @@ class Heads(nn.Module):
         )
         raw = head(self.hidden, self.dropout, self.style, self.dtype, name="stack")(
             features
-        ).astype(jnp.float32)
-        low, high = jnp.array(self.ranges, jnp.float32).T
+        )  # float32 at least
+        low, high = jnp.array(self.ranges, raw.dtype).T
         if self.activation == "sigmoid":
             return low + (high - low) * nn.sigmoid(raw)
         if self.activation == "tanh":
