@@ -117,6 +117,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.epochs = 30
+    # Finished run whose best parameters and preprocessing this one starts from.
+    train.start_from = ""
     train.members = 1  # Networks of an ensemble: seeds trained as one program.
     train.batch_size = 32
     train.accumulation = (

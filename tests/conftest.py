@@ -16,5 +16,6 @@ def compilation_cache(tmp_path_factory):
     os.environ["TQA_CACHE"] = str(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.devices()  # Begins JAX: commands that a test calls here keep its one device.
     yield
     jax.config.update("jax_compilation_cache_dir", None)

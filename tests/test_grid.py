@@ -174,3 +174,46 @@ def test_weights_are_the_same_with_numbers_that_are_traced(name):
 
     traced = jax.jit(weights)(hyperparameters.find(config))
     np.testing.assert_allclose(traced, jax.jit(lambda: weights({}))(), rtol=1e-5)
+
+
+def test_cases_change_many_keys_and_are_named():
+    config = sweep({"seed": (0, 1)})
+    config.cases = ml_collections.ConfigDict(
+        {
+            "plain": {},
+            "path a": {"model": {"paths": "a"}, "optim": {"learning_rate": 1}},
+        }
+    )
+    found = grid.plan(config)
+    assert [run.settings for run in found] == [
+        {"case": case, "seed": seed} for case in ("path a", "plain") for seed in (0, 1)
+    ]
+    assert found[2].config.to_dict() == config.base.to_dict() | {"seed": 0}
+    one = found[1].config
+    assert (one.model.paths, one.optim.learning_rate, one.seed) == ("a", 1.0, 1)
+    assert found[1].setting == {"case": "path a"}
+    assert found[1].name == "case=path_a,seed=1"
+
+
+def test_a_case_may_choose_its_data():
+    config = sweep({"seed": (0,)})
+    config.cases = ml_collections.ConfigDict(
+        {"here": {}, "there": {"data": {"path": "b"}}}
+    )
+    assert [run.data_choice for run in grid.plan(config)] == ["base", "data.path=b"]
+
+
+def test_a_traced_number_is_one_even_where_all_runs_agree():
+    config = sweep({"seed": (0, 1)})
+    config.traced = ("optim.learning_rate",)
+    ((runs, numbers),) = grid.groups(grid.plan(config))
+    assert set(numbers) == {"seed", "optim.learning_rate"}
+    rates = [np.float32(run.config.optim.learning_rate) for run in runs]
+    np.testing.assert_array_equal(numbers["optim.learning_rate"], rates)
+
+
+def test_a_case_that_is_no_mapping_is_refused():
+    config = sweep({"seed": (0,)})
+    config.cases = ml_collections.ConfigDict({"wrong": 3})
+    with pytest.raises(schema.InputError, match="cases.wrong is 3"):
+        grid.plan(config)

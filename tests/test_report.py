@@ -2,27 +2,22 @@
 
 import base64
 import csv
+import hashlib
 import html.parser
 import json
-import os
 import re
-import select
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests import browser as browsers
 from tests import media, small
 from tqa_jax import schema, train
 from tqa_jax.report import charts, errors, projection, record
 from tqa_jax.report import page as page_lib
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -40,8 +35,9 @@ CHARTS = {
     "curves": 4,
     "balance": 3,
     "composition": 1,
-    "correlations": 4,
+    "correlations": 5,
     "map": 4,
+    "interpretation": 7,
 }
 
 
@@ -86,7 +82,9 @@ def charts_of(folder):
     """
     best = json.loads((folder / "results.json").read_text())["selected"]["epoch"]
     matrices = 1 + len({1, best, 4})
-    return CHARTS | {"balance": 2, "confidence": 3, "correlations": matrices}
+    found = CHARTS | {"balance": 2, "confidence": 3, "correlations": 1 + matrices}
+    del found["interpretation"]  # Nobody asked for it.
+    return found
 
 
 def numbers(rng, *, null):
@@ -247,7 +245,49 @@ def write_run(
         **{"clip": np.array(clip_names), "split": np.array(splits)},
         features=features.astype(np.float32),
     )
+    write_interpretation(folder, tasks, names, null=null)
     return folder
+
+
+def write_interpretation(folder, tasks, names, *, null=False):
+    """Writes what `experiments.interpret` would: one modality, two clips over time."""
+    rng = np.random.default_rng(1)
+    entry = numbers(rng, null=null)
+    parts = [("permuted", "", 3), ("hidden", "", 3), ("group", names[0], 2)]
+    predictions = (folder / "predictions.csv").read_bytes()
+    clips = [
+        {
+            **{"kind": kind, "clip": name, "source": name, "task": tasks[0]},
+            **{"score": 2.0, "label": 4.0, "fps": 25.0, "hidden_seconds": 0.4},
+            "attention": {"visual": [0.3, 0.7, 1.5, 3.0, 9.0, None]},
+            "seconds": [0.04, 0.12],
+            "change": {"all modalities": [0.1, -0.4], "visual": [None, 0.0]},
+        }
+        for kind, name in (("worst", names[0]), ("right", names[-1]))
+    ]
+    found = {
+        "format": "tqa_jax.interpretation/1",
+        "run": {
+            "predictions_sha256": hashlib.sha256(predictions).hexdigest(),
+            **{"split": "test", "clips": 20, "sources": 5},
+        },
+        "settings": {"repetitions": 10, "resamples": 2000, "seed": 0},
+        "named_features": {"visual": False},
+        "modality_dropout": 0.1,
+        "importance": [
+            {
+                **{"kind": kind, "modality": "visual", "group": group},
+                "features": features,
+                "tasks": {task: {"srcc": entry} for task in tasks},
+            }
+            for kind, group, features in parts
+        ],
+        "attention": {
+            "visual": dict.fromkeys(("evenness", "strongest", "agreement"), entry)
+        },
+        "clips": [] if null else clips,
+    }
+    (folder / "interpretation.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def test_page_of_a_finished_run_has_every_chart_and_fits_a_mail(finished):
@@ -365,6 +405,8 @@ def test_any_number_of_tasks_has_its_charts(tmp_path, tasks):
     names = tuple(f"task_{i}" for i in range(tasks))
     page = Page(page_lib.build(write_run(tmp_path / "run", tasks=names)))
     expected = CHARTS | {"agreement": 2 * tasks, "confidence": 1 + tasks}
+    # One task has no pair whose correlation could be followed.
+    expected |= {"interpretation": tasks + 4, "correlations": 4 + (tasks > 1)}
     # All matrices are of the epochs 1 to 3, of which the second is the best.
     assert page.charts == expected
 
@@ -414,6 +456,7 @@ def test_folder_without_a_run_or_unfinished_is_one_clear_line(tmp_path, capsys):
         ),
         ("audit.json", '{"name": 1}', "no 'sync_offset_frames'"),
         ("environment.json", "\x00", "Expecting value"),
+        ("interpretation.json", '{"format": "b"}', "format 'b'; expected 'tqa_jax"),
         ("representation.npz", "PK\x03\x04 no archive", "zip file"),
         ("representation.npz", "", "No data left in file"),
     ],
@@ -464,6 +507,7 @@ def test_strange_values_give_a_page_or_one_clear_error(tmp_path):
     rng = np.random.default_rng(0)
     strange = (None, True, -1, 1e308, 10**400, "<b>", "[]", "{}", '[{"a": 1}]')
     files = ("config.json", "results.json", "audit.json", "environment.json")
+    files += ("interpretation.json",)
     pages = 0
     for number in range(200):
         file = folder / files[number % len(files)]
@@ -486,6 +530,40 @@ def test_strange_values_give_a_page_or_one_clear_error(tmp_path):
             assert "\n" not in str(error)
         file.write_text(before)
     assert 20 < pages < 180
+
+
+def test_interpretation_shows_its_numbers_and_attention(tmp_path):
+    folder = write_run(tmp_path / "run")
+    found = json.loads((folder / "interpretation.json").read_text())
+    text = page_lib.build(folder)
+    page = Page(text)
+    value = found["importance"][0]["tasks"]["lip_sync"]["srcc"]["value"]
+    shown = [number for section, number in page.data if section == "interpretation"]
+    # Exchanged and by group in two tasks; what is hidden is in the charts.
+    assert shown == [str(value)] * (2 * 2 + 3)
+    assert f"visual3{value:.2f}" in re.sub(r"\s+", "", page.text)
+    assert "The features of visual have no names" in page.text
+    # Six frames of 40 ms on 321 - 42 units, the last of them not measured.
+    left, wide = 42, (321 - 42) / 6
+    drawn = dict(re.findall(r'class="shade h(\d)" d="M([\d.]+) ', text))
+    assert {int(step): float(x) for step, x in drawn.items()} == {
+        step: pytest.approx(left + wide * step, abs=0.06) for step in range(5)
+    }
+
+
+def test_interpretation_that_is_absent_or_stale_is_a_line_with_the_command(tmp_path):
+    folder = write_run(tmp_path / "a run")
+    command = f"python -m experiments.interpret --workdir='{folder}'"
+    assert command not in Page(page_lib.build(folder)).text
+    with (folder / "predictions.csv").open("a") as file:
+        file.write("more,a,test,,,,,,\n")
+    page = Page(page_lib.build(folder))
+    assert "interpretation" not in page.charts
+    assert "interpretation.json is of other predictions" in page.text
+    assert command in page.text
+    (folder / "interpretation.json").unlink()
+    page = Page(page_lib.build(folder))
+    assert "Not measured yet" in page.text and command in page.text
 
 
 def test_worst_clips_carry_a_frame_and_a_name_is_no_path(tmp_path):
@@ -525,6 +603,11 @@ def test_worst_clips_and_groups_are_those_of_a_loop(tmp_path):
     assert [one.clip for one in found] == [kept.clips[i] for i in largest[:10]]
     for one, i in zip(found, largest, strict=False):
         assert abs(one.score - one.label) / 10 == pytest.approx(abs(shares[i]).max())
+    for k, (task, three) in enumerate(errors.worst_by_task(run).items()):
+        largest = sorted(test, key=lambda i: -abs(shares[i, k]))  # noqa: B023
+        assert [one.clip for one in three] == [kept.clips[i] for i in largest[:3]]
+        assert {one.task for one in three} == {task}
+        assert three[0].label == kept.labels[largest[0], k]
     groups = errors.groups(run, "sources", split="test")
     assert sorted(group.name for group in groups) == ["a", "b", "c"]
     assert [g.error for g in groups] == sorted((g.error for g in groups), reverse=True)
@@ -644,91 +727,11 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path):
     assert "half ?" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-class Browser:
-    """One page of a headless Chromium, driven over its debugging pipe.
-
-    `events` are all events so far; every request, console message and failed load is
-    one.
-    """
-
-    def __init__(self, profile):
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
-        flags = [
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-dev-shm-usage", "--hide-scrollbars"),
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            *(f"--user-data-dir={profile}", "--remote-debugging-pipe"),
-        ]
-        # The browser reads commands at descriptor 3 and answers at 4.
-        script = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", script, CHROMIUM, *flags],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_read), os.close(to_write)
-        self._buffer, self._last, self._session, self.events = b"", 0, None, []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **params):
-        self._last += 1
-        message = {"id": self._last, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._last:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def _next(self):
-        while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], 60)
-            found = os.read(self._read, 1 << 20) if ready else b""
-            assert found, "the browser does not answer"
-            self._buffer += found
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        message = json.loads(message)
-        if "method" in message:
-            self.events.append(message)
-        return message
-
-    def open(self, path, *, width, height=900, dark=False):
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            **{"width": width, "height": height, "deviceScaleFactor": 1},
-            mobile=width < 600,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(e["method"] == "Page.loadEventFired" for e in self.events):
-            self._next()
-
-    def evaluate(self, code):
-        answer = self.call("Runtime.evaluate", expression=code, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def close(self):
-        self._process.terminate()
-        self._process.wait()
-        os.close(self._write), os.close(self._read)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    if CHROMIUM is None:
+    if browsers.CHROMIUM is None:
         pytest.skip("no Chromium; `apt-get install chromium` brings one")
-    found = Browser(tmp_path_factory.mktemp("profile"))
+    found = browsers.Browser(tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
 
@@ -780,17 +783,20 @@ def test_browser_draws_every_chart_at_any_width(browser, finished, tmp_path, kin
         tasks = tuple(f"task_{i}" for i in range(12))
         folder = write_run(tmp_path / "run", tasks=tasks, clips=5000)
         charts = CHARTS | {"agreement": 24, "confidence": 13, "map": 2}
+        charts["interpretation"] = 12 + 4
     page = tmp_path / "report.html"
     assert page_lib.main([f"--workdir={folder}", f"--out={page}"]) == 0
     for width in (360, 1200):
-        browser.open(page, width=width)
+        browser.size(width=width)
+        browser.open(page.as_uri())
         seen = browser.evaluate(LOOK)
         assert seen["sections"] == charts
         assert seen["empty"] == 0 and seen["cut"] == []
         assert seen["wide"] == seen["scroll"] == width and seen["out"] == []
         assert seen["colour"] == "rgb(255, 255, 255)"
         assert_quiet(browser.events, page)
-    browser.open(page, width=360, dark=True)
+    browser.size(width=360, dark=True)
+    browser.open(page.as_uri())
     assert browser.evaluate(LOOK)["colour"] == "rgb(20, 24, 29)"
 
 
@@ -798,7 +804,8 @@ def test_browser_draws_every_chart_at_any_width(browser, finished, tmp_path, kin
 def test_printed_page_is_black_on_white_and_cuts_no_figure(browser, finished, tmp_path):
     page = tmp_path / "report.html"
     assert page_lib.main([f"--workdir={finished}", f"--out={page}"]) == 0
-    browser.open(page, width=700, dark=True)
+    browser.size(width=700, dark=True)
+    browser.open(page.as_uri())
     dark = {"name": "prefers-color-scheme", "value": "dark"}
     browser.call("Emulation.setEmulatedMedia", media="print", features=[dark])
     seen = browser.evaluate(LOOK)

@@ -26,6 +26,7 @@ from tqa_jax import (
     prepare,
     regularizers,
     schema,
+    start,
     surgery,
     train_step,
     weighting,
@@ -66,6 +67,7 @@ class Facts(NamedTuple):
         label_variances: of each task over training clips.
         label_correlation: between tasks over training clips (K, K).
         steps_per_epoch: training steps of an epoch.
+        start: parameters to start from, None for fresh ones.
     """
 
     tasks: Sequence[schema.Task]
@@ -74,6 +76,7 @@ class Facts(NamedTuple):
     label_variances: np.ndarray
     label_correlation: np.ndarray
     steps_per_epoch: int
+    start: Any = None
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +85,11 @@ class Facts(NamedTuple):
 
 
 def look_up(
-    data: prepare.Dataset, *, labels: np.ndarray, steps_per_epoch: int
+    data: prepare.Dataset,
+    *,
+    labels: np.ndarray,
+    steps_per_epoch: int,
+    start_from: str = "",
 ) -> Facts:
     """Finds what configurations need to know of a data set.
 
@@ -90,6 +97,7 @@ def look_up(
         data: the opened data set.
         labels: training labels (clips, K).
         steps_per_epoch: training steps of an epoch.
+        start_from: finished run to start from, or empty.
     """
     means, correlation = prepare.label_statistics(labels)
     return Facts(
@@ -99,6 +107,7 @@ def look_up(
         prepare.label_variances(labels),
         correlation,
         steps_per_epoch,
+        start.params(start_from),
     )
 
 
@@ -120,7 +129,12 @@ def build(
     Raises:
         InputError: for a setting that does not exist or does not fit the data.
     """
-    facts = look_up(data, labels=labels, steps_per_epoch=steps_per_epoch)
+    facts = look_up(
+        data,
+        labels=labels,
+        steps_per_epoch=steps_per_epoch,
+        start_from=config.train.start_from,
+    )
     check_fit(config, facts)
     check_shared(config, facts)
     return make(config, facts)
@@ -135,6 +149,8 @@ def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
     """
     names = facts.names
     model = make_model(config, facts.widths, facts.tasks)
+    if facts.start is not None:
+        model = model._replace(init=lambda rng: jax.tree.map(jnp.asarray, facts.start))
     weights = weighting.make(
         config.weighting.name,
         tasks=names,
@@ -319,6 +335,8 @@ def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> None:
             ", ".join(names),
             len(columns),
         )
+    model = make_model(config, facts.widths, facts.tasks)
+    start.check(facts.start, jax.eval_shape(model.init, jax.random.key(0)))
     make(config, facts)  # Factories check their own options.
 
 

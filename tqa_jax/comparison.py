@@ -90,19 +90,25 @@ def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path, index: int) -> Fou
     missing = sum(status is None for status in statuses.values())
     if missing:
         return Found(None, failed, missing)
-    outcomes, rows = [], []
-    for run in runs:
-        outcome = _outcome(run, folders[run.name], failed=run.name in failed)
-        outcomes.append(outcome)
-        rows.append(_run_row(run, outcome, statuses[run.name]))
+    outcomes = read(runs, workdir)
+    rows = [
+        _run_row(run, outcome, statuses[run.name])
+        for run, outcome in zip(runs, outcomes, strict=True)
+    ]
     table = compare(outcomes)
     sweep_folder.write(workdir / "runs.csv", to_csv(rows), index)
     sweep_folder.write(workdir / "sweep.csv", to_csv(table), index)
     return Found(table, failed, 0)
 
 
-def _outcome(run: grid.Run, folder: pathlib.Path, *, failed: bool) -> Outcome:
-    if failed:
+def read(runs: Sequence[grid.Run], workdir: pathlib.Path) -> list[Outcome]:
+    """Reads what became of the runs of a sweep, all of which have ended."""
+    return [_outcome(run, workdir / "runs" / run.name) for run in runs]
+
+
+def _outcome(run: grid.Run, folder: pathlib.Path) -> Outcome:
+    status = sweep_folder.status(folder)
+    if status is None or status["reason"]:
         return Outcome(run.setting, run.config.seed, None, None)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     predictions = read_predictions(folder / "predictions.csv")
@@ -151,7 +157,7 @@ def compare(outcomes: Sequence[Outcome]) -> list[Row]:
         setting takes by SRCC; and, beside the first, `difference` of the SRCC to the
         first setting's, its 95 % interval over clips `low` and `high`, `p_clips` and
         `p_seeds`. None where it is undefined: failed runs, fewer than 3 common seeds,
-        fewer than 3 sources of clips, or other test clips.
+        fewer than 3 sources of clips, or other test clips or tasks.
     """
     settings = list({_key(one): one.setting for one in outcomes}.values())
     members = [[o for o in outcomes if o.setting == one] for one in settings]
@@ -175,7 +181,7 @@ def compare(outcomes: Sequence[Outcome]) -> list[Row]:
             row |= _over_clips(done, finished[0]) | _over_seeds(done, finished[0])
         rows.append(row)
     for name in ("p_clips", "p_seeds"):
-        for row, value in zip(rows, _holm([row[name] for row in rows]), strict=True):
+        for row, value in zip(rows, holm([row[name] for row in rows]), strict=True):
             row[name] = value
     return rows
 
@@ -269,7 +275,8 @@ def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     seeds = {o.seed for o in done} & {o.seed for o in first}
     runs = [[o.predictions for o in side if o.seed in seeds] for side in (done, first)]
     nothing = {"low": None, "high": None, "p_clips": None}
-    if not seeds or len({(p.clips, p.sources) for side in runs for p in side}) > 1:
+    asked = {(p.clips, p.sources, tuple(p.labels)) for side in runs for p in side}
+    if not seeds or len(asked) > 1:
         return nothing
     sources = runs[0][0].sources
     if len(set(sources)) < _LEAST_SOURCES:
@@ -304,8 +311,8 @@ def _draws(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction over the values that there are."""
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Corrects p-values for their number (Holm 1979); None stays None."""
     order = sorted((value, i) for i, value in enumerate(values) if value is not None)
     result: list[float | None] = [None] * len(values)
     largest = 0.0

@@ -6,6 +6,7 @@ own way: nothing is exchanged (what `jax.pmap` was for). The training data lie o
 device once. A program has a fixed number of places; runs beyond it take turns.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -56,13 +57,15 @@ def device_for_each_core() -> None:
     """Makes a device of each processor core, unless something else was asked for.
 
     Runs side by side on one core each are faster than runs one after another on all.
+    In a process where JAX has begun, such as a notebook's, its devices stay.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < 0:
         # Those that this process may use, where the system says.
         mine = getattr(os, "sched_getaffinity", None)
         cores = len(mine(0)) if mine else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", cores)
+        with contextlib.suppress(RuntimeError):  # JAX has begun.
+            jax.config.update("jax_num_cpu_devices", cores)
 
 
 class Fleet:

@@ -25,6 +25,7 @@ _OPEN = (
     "weighting.fixed.values",
 )
 _KEYS = {"base", "grid", "random", "at_once"}
+_OPTIONAL = {"cases", "traced"}
 _LONGEST_NAME = 150
 
 
@@ -34,13 +35,17 @@ class Run:
 
     Attributes:
         name: of its folder.
-        settings: what it changes in the base, by key.
+        settings: what it changes in the base, by key; `case` for what a case changes.
         config: the whole configuration.
+        data_changes: what it changes about its data, by key.
+        traced: keys that its program takes as numbers even if all runs agree in them.
     """
 
     name: str
     settings: Mapping[str, Any]
     config: ml_collections.ConfigDict
+    data_changes: Mapping[str, Any]
+    traced: tuple[str, ...] = ()
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -50,23 +55,25 @@ class Run:
     @property
     def data_choice(self) -> str:
         """What it changes about its data, as `data.path=b`; `base` for nothing."""
-        chosen = [f"{k}={v}" for k, v in self.settings.items() if k.startswith("data.")]
-        return ",".join(chosen) or "base"
+        return ",".join(f"{k}={v}" for k, v in self.data_changes.items()) or "base"
 
 
 def plan(sweep: ml_collections.ConfigDict) -> list[Run]:
     """Lists the runs of a sweep: all combinations of the grid, for each random draw.
 
     Args:
-        sweep: see `configs/sweeps/weighting.py`.
+        sweep: see `configs/sweeps/weighting.py`. It may also have `cases`, settings by
+            key of the base for each name: every case then has all those combinations;
+            and `traced`, keys of numbers that may differ in a later sweep, whose runs
+            then have the same programs.
 
     Returns:
-        Runs in the alphabetical order of keys, the seed changing fastest.
+        Runs in the alphabetical order of cases and of keys, the seed changing fastest.
 
     Raises:
         InputError: for a key that no run has, a sweep without runs, or equal runs.
     """
-    if set(sweep) != _KEYS:
+    if set(sweep) - _OPTIONAL != _KEYS:
         raise schema.InputError(
             f"the sweep has the sections {', '.join(sorted(sweep))}; expected "
             f"{', '.join(sorted(_KEYS))} (see configs/sweeps/weighting.py)"
@@ -81,20 +88,32 @@ def plan(sweep: ml_collections.ConfigDict) -> list[Run]:
             raise schema.InputError(
                 f"grid.{key} is {values!r}; expected one value or more, as (0, 1, 2)"
             )
-    settings = [
-        draw | dict(zip(choices, values, strict=True))
+    cases = sweep.get("cases", ml_collections.ConfigDict()).to_dict()
+    planned = [
+        (case, changes, draw | dict(zip(choices, values, strict=True)))
+        for case, changes in (
+            [(c, _flat(c, f)) for c, f in cases.items()] or [("", {})]
+        )
         for draw in _draws(sweep.random)
         for values in itertools.product(*choices.values())
     ]
-    if not settings or not settings[0]:
+    if not planned or not (cases or planned[0][2]):
         raise schema.InputError("the sweep has no runs; give the grid a key")
-    configs = [_apply(sweep.base, one) for one in settings]
-    # As the configuration has them: 0 is 0.0 where a float is expected.
-    settings = [
-        {key: _get(config, key) for key in one}
-        for config, one in zip(configs, settings, strict=True)
+    configs, settings, data_changes = [], [], []
+    for case, changes, own in planned:
+        config = apply(sweep.base, changes | own)
+        # As the configuration has them: 0 is 0.0 where a float is expected.
+        found = {key: _get(config, key) for key in changes | own}
+        configs.append(config)
+        settings.append(
+            ({"case": case} if case else {}) | {key: found[key] for key in own}
+        )
+        data_changes.append({k: v for k, v in found.items() if k.startswith("data.")})
+    traced = tuple(sweep.get("traced", ()))
+    runs = [
+        Run(*one, traced)
+        for one in zip(_names(settings), settings, configs, data_changes, strict=True)
     ]
-    runs = list(map(Run, _names(settings), settings, configs))
     seen: dict[str, str] = {}
     for run in runs:
         text = json.dumps(run.config.to_dict(), sort_keys=True)
@@ -127,7 +146,7 @@ def groups(runs: Sequence[Run]) -> list[tuple[list[Run], dict[str, np.ndarray]]]
         differ = {
             key: np.array(values, np.uint32 if key == "seed" else np.float32)
             for key, values in columns.items()
-            if key == "seed" or len(set(values)) > 1
+            if key == "seed" or len(set(values)) > 1 or key in members[0][0].traced
         }
         together.append(([run for run, _ in members], differ))
     return together
@@ -150,6 +169,15 @@ def share(sizes: Sequence[int], index: int, count: int) -> list[list[int]]:
         found.append([i for i in numbers if (first + i) * count // total == index])
         first += size
     return found
+
+
+def _flat(case: str, changes: Any) -> dict[str, Any]:
+    """What a case changes, by key."""
+    if not isinstance(changes, Mapping):
+        raise schema.InputError(
+            f"cases.{case} is {changes!r}; expected settings by key of the base"
+        )
+    return dict(hyperparameters.flatten(changes))
 
 
 def _draws(random: ml_collections.ConfigDict) -> Iterator[dict[str, float]]:
@@ -181,9 +209,14 @@ def _draw(key: str, given: Any, rng: np.random.Generator) -> float:
     return float(f"{value:.4g}")  # What names and tables show is what is used.
 
 
-def _apply(
+def apply(
     base: ml_collections.ConfigDict, settings: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
+    """Returns a configuration with some settings changed, by key.
+
+    Raises:
+        InputError: for a key that it does not have or a value of another type.
+    """
     config = base.copy_and_resolve_references()
     for key, value in settings.items():
         *path, name = key.split(".")

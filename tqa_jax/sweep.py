@@ -47,6 +47,7 @@ from tqa_jax import (
     run_folder,
     runner,
     schema,
+    start,
     sweep_folder,
     sweep_progress,
     train,
@@ -196,6 +197,7 @@ def _data_key(config: ml_collections.ConfigDict, source: _Source) -> str:
         config.data.memory_gb,
         config.preprocess.to_dict(),
         config.model.modalities,
+        config.train.start_from,
     ]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
 
@@ -270,6 +272,9 @@ def _open(
     """Audits and prepares a data set, once for all runs that use it."""
     folder.mkdir(parents=True, exist_ok=True)
     train.check_data(path, folder)
+    start.take_over(
+        config.train.start_from, schema.load(path), folder / "preprocess.npz"
+    )
     data = prepare.open_dataset(
         path,
         modalities=config.model.modalities,
@@ -294,7 +299,10 @@ def _facts(data: _Data, config: ml_collections.ConfigDict) -> assemble.Facts:
         pipeline.order(data.train.size, config.train.batch_size, seed=0, epoch=0)
     )
     return assemble.look_up(
-        data.data, labels=data.train.clips.labels, steps_per_epoch=steps
+        data.data,
+        labels=data.train.clips.labels,
+        steps_per_epoch=steps,
+        start_from=config.train.start_from,
     )
 
 

@@ -31,6 +31,7 @@ from tqa_jax import (
     run_folder,
     runner,
     schema,
+    start,
     trial,
 )
 
@@ -142,7 +143,14 @@ def _open(
     group: processes.Group,
 ) -> "_Trainer":
     """Audits and prepares the data set and builds what trains on it."""
-    group.from_writer(lambda: check_data(data_path, workdir))
+
+    def check() -> bytes:
+        found = check_data(data_path, workdir)
+        fitted = workdir / "preprocess.npz"
+        start.take_over(config.train.start_from, schema.load(data_path), fitted)
+        return found
+
+    group.from_writer(check)
     data = prepare.open_dataset(
         data_path,
         modalities=config.model.modalities,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 _SERIES = 12
 """Number of series that can be told apart: 6 colours, whole and dashed."""
@@ -38,6 +38,7 @@ class Chart:
         log: whether the vertical axis is logarithmic.
         rows: names of the rows of a chart that has no vertical axis.
         percent: whether the horizontal axis is in percent.
+        left: where the axes begin; 0 for the usual place.
     """
 
     label: str
@@ -50,13 +51,15 @@ class Chart:
     percent: bool = False
     width: int = 340
     height: int = 220
+    left: int = 0
 
     def __post_init__(self) -> None:
         """Lays out the box; the height of a chart with rows follows from them."""
         self._parts: list[str] = []
         if self.rows:
             self.height = 42 + 34 * len(self.rows)
-        self._left, self._right = (14 if self.rows else 42), self.width - 19
+        self._left = self.left or (14 if self.rows else 42)
+        self._right = self.width - 19
         self._top, self._bottom = (4 if self.rows else 22), self.height - 32
 
     def line(self, x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], kind: str):
@@ -148,6 +151,30 @@ class Chart:
         self._add(
             f'<path class="dots s0" stroke-width="9" d="M{place:.1f} {height}h0"/>'
         )
+
+    def mark(self, row: int, value: float, kind: str) -> None:
+        """Draws a hollow dot in a row of the chart; `kind` is classes."""
+        place, height = self._px(np.array([value]))[0], self._row(row)
+        for classes, wide in ((kind, 9), ("hole", 4.5)):
+            self._add(
+                f'<path class="dots {classes}" stroke-width="{wide}" '
+                f'd="M{place:.1f} {height}h0"/>'
+            )
+
+    def shade(
+        self, row: int, x: Float[np.ndarray, " N1"], steps: Int[np.ndarray, " N"]
+    ) -> None:
+        """Fills a row from edge to edge: -1 is left out, 0 to 4 get darker."""
+        height, px = self._row(row), self._px(x)
+        for step in range(STEPS):
+            path = "".join(
+                f"M{a:.1f} {height - 6}H{b:.1f}v12H{a:.1f}z"
+                for a, b in zip(
+                    px[:-1][steps == step], px[1:][steps == step], strict=True
+                )
+            )
+            if path:
+                self._add(f'<path class="shade h{step}" d="{path}"/>')
 
     def strip(self, row: int, values: Float[np.ndarray, " N"]) -> None:
         """Draws a tick for each value in a row of the chart."""

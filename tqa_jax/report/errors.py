@@ -123,6 +123,31 @@ def worst(
     return found
 
 
+def worst_by_task(run: record.Run, *, most: int = 3) -> dict[str, list[Worst]]:
+    """Test clips with the largest errors on each task, the worst first.
+
+    Args:
+        run: with predictions.
+        most: clips of a task.
+    """
+    errors = abs(_errors(run))
+    errors[run.predictions.splits != "test"] = np.nan
+    found = {}
+    for k, task in enumerate(run.tasks):
+        order = np.argsort(-np.nan_to_num(errors[:, k], nan=-1), kind="stable")
+        found[task.name] = [
+            Worst(
+                *(run.predictions.clips[row], run.predictions.sources[row], task.name),
+                run.predictions.scores[row, k],
+                run.predictions.labels[row, k],
+                run.predictions.spread[row, k],
+            )
+            for row in order[:most]
+            if np.isfinite(errors[row, k])
+        ]
+    return found
+
+
 def _errors(run: record.Run) -> Float[np.ndarray, "N K"]:
     """Score minus label as a share of the task's range."""
     ranges = np.array([task.high - task.low for task in run.tasks])

@@ -130,37 +130,39 @@ def results(path: pathlib.Path, tasks: Sequence[str]) -> Results:
     rows = {task: found["tasks"][task] for task in tasks}
     confidence = found.get("confidence", {"level": None, "tasks": {}})
     return Results(
-        labelled={task: _count(row["n"]) for task, row in rows.items()},
+        labelled={task: checked_count(row["n"]) for task, row in rows.items()},
         metrics={
-            task: {name: _value(row[name]) for name in found["average"]}
+            task: {name: checked_value(row[name]) for name in found["average"]}
             for task, row in rows.items()
         },
-        average={name: _value(entry) for name, entry in found["average"].items()},
-        resamples=_count(found["intervals"]["resamples"]),
-        sources=_count(found["intervals"]["sources"]),
-        level=_number(confidence["level"]),
+        average={
+            name: checked_value(entry) for name, entry in found["average"].items()
+        },
+        resamples=checked_count(found["intervals"]["resamples"]),
+        sources=checked_count(found["intervals"]["sources"]),
+        level=checked_number(confidence["level"]),
         spread_over=confidence.get("spread_over"),
         confidence={
             task: _confidence(confidence["tasks"][task])
             for task in tasks
             if confidence["tasks"]
         },
-        best_epoch=_count(found["selected"]["epoch"]),
+        best_epoch=checked_count(found["selected"]["epoch"]),
         selected_by=str(found["selected"]["metric"]),
-        selected_value=_number(found["selected"]["value"]),
+        selected_value=checked_number(found["selected"]["value"]),
     )
 
 
 def _confidence(entry: Mapping[str, Any]) -> Confidence:
     curve = [
-        (_number(point["coverage"]), _number(point["rmse"]))
+        (checked_number(point["coverage"]), checked_number(point["rmse"]))
         for point in entry.get("risk_coverage", [])
     ]
     return Confidence(
-        half_width=_number(entry["half_width"]),
-        calibration_clips=_count(entry["calibration_clips"]),
-        coverage=_value(entry["coverage"]) if "coverage" in entry else None,
-        mean_spread=_number(entry.get("mean_spread")),
+        half_width=checked_number(entry["half_width"]),
+        calibration_clips=checked_count(entry["calibration_clips"]),
+        coverage=checked_value(entry["coverage"]) if "coverage" in entry else None,
+        mean_spread=checked_number(entry.get("mean_spread")),
         risk_coverage=np.array(curve, float).reshape(-1, 2),
         reason=str(entry.get("reason", "")),
     )
@@ -232,20 +234,20 @@ def log(path: pathlib.Path, tasks: Sequence[str]) -> Log:
 
 def _check_follows(line: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     for name, least in (("step", 1), ("epoch", 0)):
-        found, last = _count(line[name]), before.get(name, 0)
+        found, last = checked_count(line[name]), before.get(name, 0)
         if not last + least <= found < _MOST_STEPS:
             raise ValueError(f"{name} {found} after {name} {last}")
 
 
 def _columns(lines: Sequence[Mapping], fields: Sequence[str]) -> dict[str, np.ndarray]:
     return {
-        name: np.array([_number(line.get(name)) for line in lines], float)
+        name: np.array([checked_number(line.get(name)) for line in lines], float)
         for name in fields
     }
 
 
 def _matrix(rows: Sequence[Sequence[float | None]], size: int) -> np.ndarray:
-    matrix = np.array([[_number(value) for value in row] for row in rows], float)
+    matrix = np.array([[checked_number(value) for value in row] for row in rows], float)
     if matrix.shape != (size, size):
         raise ValueError(f"a correlation matrix has shape {matrix.shape}, not {size}")
     return matrix
@@ -260,23 +262,33 @@ def audit(path: pathlib.Path) -> Audit:
     return Audit(
         name=str(found["name"]),
         provenance=dict(found.get("provenance", {})),
-        clips={split: _count(n) for split, n in found["clips"].items()},
-        sources={split: _count(n) for split, n in found["sources"].items()},
+        clips={split: checked_count(n) for split, n in found["clips"].items()},
+        sources={split: checked_count(n) for split, n in found["sources"].items()},
         tasks=[
-            (task, split, _count(row["n"]), *(_number(row[key]) for key in shown))
+            (
+                task,
+                split,
+                checked_count(row["n"]),
+                *(checked_number(row[key]) for key in shown),
+            )
             for task, splits in found["tasks"].items()
             for split, row in splits.items()
         ],
         modalities=[
             (
-                *(name, split, _count(row["clips"]), _count(row["clips_without"])),
-                *(_number(row[key]) for key in shares),
-                _count(row["constant_features"]),
+                *(
+                    name,
+                    split,
+                    checked_count(row["clips"]),
+                    checked_count(row["clips_without"]),
+                ),
+                *(checked_number(row[key]) for key in shares),
+                checked_count(row["constant_features"]),
             )
             for name, splits in found["modalities"].items()
             for split, row in splits.items()
         ],
-        offset=(_count(offset["clips"]), _number(offset.get("median"))),
+        offset=(checked_count(offset["clips"]), checked_number(offset.get("median"))),
         flags=[str(flag) for flag in found["flags"]],
     )
 
@@ -305,7 +317,7 @@ def _parsed(text: str) -> dict[str, Any]:
     return value
 
 
-def _number(value: Any) -> float | None:
+def checked_number(value: Any) -> float | None:
     """A finite number, or None for null and for what is too large to be one."""
     if value is None:
         return None
@@ -314,16 +326,18 @@ def _number(value: Any) -> float | None:
     return float(value) if abs(value) < _HUGE else None
 
 
-def _count(value: Any) -> int:
+def checked_count(value: Any) -> int:
+    """A whole number."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"expected a whole number, found {value!r}"[:200])
     return value
 
 
-def _value(entry: Mapping[str, Any]) -> Value:
+def checked_value(entry: Mapping[str, Any]) -> Value:
+    """A metric's entry."""
     return Value(
-        _number(entry["value"]),
-        _number(entry.get("low")),
-        _number(entry.get("high")),
+        checked_number(entry["value"]),
+        checked_number(entry.get("low")),
+        checked_number(entry.get("high")),
         str(entry.get("reason", "")),
     )

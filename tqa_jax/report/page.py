@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from tqa_jax import output, schema
-from tqa_jax.report import charts, errors, files, panels, projection, record, training
+from tqa_jax.report import (
+    charts,
+    errors,
+    files,
+    interpretation,
+    panels,
+    projection,
+    record,
+    training,
+)
 
 _FEW_SOURCES = 20  # Below, intervals over sources are too narrow.
 _MOST_GROUPS = 25  # Sources with a row of their own.
@@ -68,12 +77,15 @@ def build(folder: pathlib.Path, *, clips: pathlib.Path | None = None) -> str:
         "composition": training.composition(run),
         "correlations": training.correlations(run),
         "maps": maps,
+        "importance": interpretation.importance(run),
+        "over_time": interpretation.over_time(run),
     }
-    by_source, by_split, worst = [], [], []
+    by_source, by_split, worst, worst_by_task = [], [], [], {}
     if run.predictions is not None:
         by_source = errors.groups(run, "sources", split="test")
         by_split = errors.groups(run, "splits")
         worst = errors.worst(run, clips=clips)
+        worst_by_task = errors.worst_by_task(run)
         columns = np.array([group.by_task for group in by_source])
         figures["groups"] = panels.spread_of_sources(
             [task.name for task in run.tasks], list(columns.T)
@@ -86,6 +98,7 @@ def build(folder: pathlib.Path, *, clips: pathlib.Path | None = None) -> str:
     )
     environment.filters |= {
         "number": _number,
+        "fixed": _fixed,
         "share": _share,
         "plain": _plain,
         "series": charts.series,
@@ -107,10 +120,16 @@ def build(folder: pathlib.Path, *, clips: pathlib.Path | None = None) -> str:
         few_sources=_FEW_SOURCES,
         figures=figures,
         maps_remark=maps_remark,
+        interpreted=run.interpretation,
+        time_keys=interpretation.keys(run),
+        shades=interpretation.shades(),
+        interpret="python -m experiments.interpret "
+        f"--workdir={shlex.quote(str(folder))}",
         by_source=by_source,
         by_split=by_split,
         most_groups=_MOST_GROUPS,
         worst=worst,
+        worst_by_task=worst_by_task,
         with_pictures=clips is not None,
         settings=_settings(run.config),
         environment=dict(_flat(run.environment or {})),
@@ -125,6 +144,13 @@ def _number(value: float | None, digits: int = 2) -> str:
     if 0 < abs(value) < 0.5 * 10.0**-digits or abs(value) >= 1e6:
         return f"{value:.2g}"
     return f"{value:.{digits}f}".replace("-", charts.MINUS)
+
+
+def _fixed(value: float | None) -> str:
+    """A number with two decimals, 0 where that is all."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", charts.MINUS)
 
 
 def _share(value: float | None, digits: int = 0) -> str:

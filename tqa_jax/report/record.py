@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqa_jax import schema
-from tqa_jax.report import files
+from tqa_jax.report import files, interpreted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Run:
     environment: Mapping[str, Any] | None
     representation: files.Representation | None
     has_reference: bool
+    interpretation: interpreted.Interpretation | None
+    stale_interpretation: bool
 
 
 def load(folder: pathlib.Path) -> Run:
@@ -61,6 +63,8 @@ def load(folder: pathlib.Path) -> Run:
             "finishes it"
         )
     tasks = described.task_names
+    interpretation = _file(folder / interpreted.FILE, interpreted.read, tasks)
+    there = (folder / interpreted.FILE).is_file()
     return Run(
         folder=folder,
         config=config,
@@ -74,6 +78,8 @@ def load(folder: pathlib.Path) -> Run:
         environment=_file(folder / "environment.json", files.json_object),
         representation=_file(folder / "representation.npz", files.representation),
         has_reference=(folder / "reference.npz").is_file(),
+        interpretation=interpretation,
+        stale_interpretation=there and interpretation is None,
     )
 
 

@@ -124,13 +124,36 @@ def correlations(run: record.Run) -> list[Figure]:
         for epoch, what in sorted(chosen.items())
     ]
     shown.append(("Labels", run.log.correlation[-1][2]))
-    return [
+    found = [
         Figure(
             title,
             charts.matrix(f"{title}: correlations between tasks", matrix, names),
         )
         for title, matrix in shown
     ]
+    return found + _correlation_by_epoch(run)
+
+
+def _correlation_by_epoch(run: record.Run) -> list[Figure]:
+    """Mean correlation between tasks, and its distance from that of labels."""
+    epochs = np.array([epoch for epoch, _, _ in run.log.correlation], float)
+    pairs = np.triu_indices(len(run.tasks), 1)
+    ours = np.array([matrix[pairs] for _, matrix, _ in run.log.correlation])
+    labels = np.array([matrix[pairs] for _, _, matrix in run.log.correlation])
+    lines = {
+        "predictions": _mean(ours.T),
+        "labels": _mean(labels.T),
+        "distance from labels, pair by pair": _mean(abs(ours - labels).T),
+    }
+    figure = _lines(
+        run,
+        "Mean over pairs of tasks",
+        "correlation",
+        [(epochs, values, f"s{i}") for i, values in enumerate(lines.values())],
+    )
+    if figure is None:
+        return []
+    return [figure._replace(key=[(f"s{i}", name) for i, name in enumerate(lines)])]
 
 
 def _mean(columns: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,107 @@
+"""What a run starts from: fresh parameters, or the best ones of a finished run.
+
+The one thing to know: parameters mean something only with the preprocessing that they
+were trained on, so a run that starts from another takes over its fit as well, and its
+modalities must have been measured by the same backends.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from tqa_jax import checkpoint, output, schema
+
+
+def params(folder: str) -> Any:
+    """Reads the best parameters of a finished run; None for no run.
+
+    Args:
+        folder: of the run, or empty.
+
+    Raises:
+        InputError: when there is no finished run of one network.
+    """
+    if not folder:
+        return None
+    run = _read(pathlib.Path(folder))
+    members = run["config"]["train"].get("members", 1)
+    if members != 1:
+        raise schema.InputError(
+            f"train.start_from: {folder} is an ensemble of {members} networks; "
+            "expected a run with train.members=1"
+        )
+    place = pathlib.Path(folder) / "checkpoints"
+    with contextlib.closing(checkpoint.Checkpoints(place)) as found:
+        return found.best()
+
+
+def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> None:
+    """Copies the preprocessing of a finished run, unless a fit is there.
+
+    Args:
+        folder: of the run, or empty for none.
+        info: of the data set that is trained on now.
+        fitted: file that keeps the fit.
+
+    Raises:
+        InputError: when the run's features were measured otherwise.
+    """
+    if not folder or fitted.exists():
+        return
+    before = schema.Schema.from_json(_read(pathlib.Path(folder))["data"]["schema"])
+    known = {one.name: one for one in info.schema.modalities}
+    for one in before.modalities:
+        if one.name in known and known[one.name] != one:
+            was, now = (dataclasses.asdict(m) for m in (one, known[one.name]))
+            key = next(key for key in was if was[key] != now[key])
+            raise schema.InputError(
+                f"train.start_from: {folder} was trained on {one.name} features with "
+                f"{key} {was[key]!r}; this data set has {now[key]!r}; measure both in "
+                "the same way"
+            )
+    file = pathlib.Path(folder) / "preprocess.npz"
+    with output.atomic(fitted) as part:
+        part.write_bytes(file.read_bytes())
+
+
+def check(given: Any, fresh: Any) -> None:
+    """Checks that parameters are those of a network.
+
+    Args:
+        given: from `params`; None is always right.
+        fresh: parameters of the network, or their shapes.
+
+    Raises:
+        InputError: naming an entry that differs.
+    """
+    if given is None:
+        return
+    theirs, mine = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (given, fresh)
+    )
+    for name in sorted({**theirs, **mine}):
+        if theirs.get(name) != mine.get(name):
+            raise schema.InputError(
+                f"train.start_from: parameter {name} has the shape "
+                f"{theirs.get(name, 'of nothing')} there and "
+                f"{mine.get(name, 'of nothing')} here; give this run the same model "
+                "settings, modalities and tasks"
+            )
+
+
+def _read(folder: pathlib.Path) -> dict[str, Any]:
+    if not (folder / "results.json").is_file():
+        raise schema.InputError(
+            f"train.start_from: {folder} holds no finished run; expected the --workdir "
+            "of one"
+        )
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
