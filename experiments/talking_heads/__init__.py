@@ -1,0 +1,1 @@
+"""Human opinions of generated talking heads, predicted from a table of features."""

@@ -1,0 +1,173 @@
+"""What predictions are worth: over all clips, and within a generator.
+
+The one thing to know: most of what ratings differ in is the generator, so a method that
+only recognises it looks good over all clips. `within` is the SRCC among the clips of
+one generator, averaged over generators. Pooled over folds, it is below 0 for a method
+that predicts one number a generator: where a fold's clips are good, the others are not.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from experiments.subjective import contrast
+from experiments.talking_heads import clips as clips_lib
+from tqa_jax import intervals, metrics
+
+Row = dict[str, Any]
+_OVERALL = ("plcc", "srcc", "krcc", "rmse")
+_WITHIN = {"within": "srcc", "within_plcc": "plcc"}
+COMPARED = ("plcc", "srcc", "within")
+"""Figures that methods are compared by."""
+_LEVEL = (2.5, 97.5)
+_WITHOUT_INTERVAL = ("krcc",)  # all pairs of clips, on every resample
+
+
+def figure(
+    name: str,
+    scores: Float[np.ndarray, " N"],
+    clips: clips_lib.Clips,
+    rows: np.ndarray,
+    counts: Float[np.ndarray, "R N"],
+) -> Float[np.ndarray, " R"]:
+    """Computes one figure on resamples; NaN where it is undefined.
+
+    Args:
+        name: `plcc`, `srcc`, `krcc`, `rmse`, `within` or `within_plcc`.
+        scores: of the clips in `rows`.
+        clips: all clips.
+        rows: numbers of the clips.
+        counts: how often each of these stands in each resample.
+    """
+    labels, names = clips.labels[rows], clips.generators[rows]
+    if name not in _WITHIN:
+        return metrics.resampled(name, scores, labels, counts)
+    total = np.zeros(len(counts))
+    weight = np.zeros(len(counts))
+    for generator in np.unique(names):
+        mine = names == generator
+        some = counts[:, mine]
+        value = np.full(len(counts), np.nan)
+        # A generator that was not drawn has no clips to rank.
+        drawn = some.sum(axis=-1) > 0
+        value[drawn] = metrics.resampled(
+            _WITHIN[name], scores[mine], labels[mine], some[drawn]
+        )
+        there = np.isfinite(value)
+        total[there] += (value * some.sum(axis=-1))[there]
+        weight[there] += some.sum(axis=-1)[there]
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
+
+
+def plain(
+    name: str, scores: np.ndarray, clips: clips_lib.Clips, rows: np.ndarray
+) -> float | None:
+    """Computes one figure on every clip once; None where it is undefined."""
+    value = figure(name, scores, clips, rows, np.ones((1, len(rows))))[0]
+    return float(value) if np.isfinite(value) else None
+
+
+def describe(
+    scores: Mapping[str, np.ndarray],
+    mapped: Mapping[str, np.ndarray | None],
+    clips: clips_lib.Clips,
+    folds: Sequence[np.ndarray],
+    counts: Float[np.ndarray, "R N"],
+) -> list[Row]:
+    """Describes every method on the same clips.
+
+    Args:
+        scores: of each method, of all clips.
+        mapped: the same after a logistic mapping; None where there is none.
+        clips: all clips.
+        folds: numbers of the test clips of each fold.
+        counts: resamples of all clips.
+
+    Returns:
+        For each method its figures over all clips with the ends of 95 % intervals
+        (`_low`, `_high`), and their means over folds (`_folds`).
+    """
+    everyone = np.arange(len(clips))
+    found = []
+    for method, values in scores.items():
+        row: Row = {"method": method}
+        for name in (*_OVERALL, *_WITHIN):
+            row[name] = plain(name, values, clips, everyone)
+            if name not in _WITHOUT_INTERVAL:
+                draws = figure(name, values, clips, everyone, counts)
+                row[f"{name}_low"], row[f"{name}_high"] = _ends(draws)
+            by_fold = [plain(name, values[rows], clips, rows) for rows in folds]
+            row[f"{name}_folds"] = _mean(by_fold)
+        for name in ("plcc", "rmse"):
+            one = mapped[method]
+            row[f"{name}_fit"] = (
+                None if one is None else plain(name, one, clips, everyone)
+            )
+        found.append(row)
+    return found
+
+
+def compare(
+    scores: Mapping[str, np.ndarray],
+    ours: str,
+    others: Sequence[str],
+    clips: clips_lib.Clips,
+    counts: Float[np.ndarray, "R N"],
+) -> list[Row]:
+    """Compares one method with others by a paired bootstrap.
+
+    Returns:
+        A row for each figure and other method: `difference` (ours minus theirs),
+        `low`, `high`, `p`, and `p_holm` over the other methods.
+    """
+    everyone = np.arange(len(clips))
+    found = []
+    for name in COMPARED:
+        mine = figure(name, scores[ours], clips, everyone, counts)
+        rows: list[Row] = []
+        for other in others:
+            draws = mine - figure(name, scores[other], clips, everyone, counts)
+            draws = draws[np.isfinite(draws)]
+            tail = min((draws <= 0).sum(), (draws >= 0).sum())
+            both = [plain(name, scores[m], clips, everyone) for m in (ours, other)]
+            defined = None not in both and len(draws) > 0
+            low, high = _ends(draws)
+            rows.append(
+                {
+                    "figure": name,
+                    "ours": ours,
+                    "other": other,
+                    "difference": both[0] - both[1] if defined else None,
+                    "low": low,
+                    "high": high,
+                    "p": min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
+                    if defined
+                    else None,
+                }
+            )
+        contrast.holm(rows)
+        found += rows
+    return found
+
+
+def resamples(
+    groups: Sequence[str], number: int, seed: int = 0
+) -> Float[np.ndarray, "R N"]:
+    """Draws resamples of whole groups of clips."""
+    rng = np.random.default_rng(seed)
+    return intervals.source_counts(groups, resamples=number, rng=rng)
+
+
+def _ends(draws: np.ndarray) -> tuple[float | None, float | None]:
+    defined = draws[np.isfinite(draws)]
+    if len(defined) < 0.9 * len(draws) or not len(defined):
+        return None, None
+    low, high = np.percentile(defined, _LEVEL)
+    return float(low), float(high)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None

@@ -1,0 +1,165 @@
+r"""The clips of THQA: ratings, features, and the data set that the importer makes.
+
+The one thing to know: the data set has the five tasks of the default schema, and of
+four of them no clip has a label. Only `overall` was rated.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from extract import tables
+from extract.importing import feature_table
+from tqa_jax import output, records, schema
+
+TASKS = ("lip_sync", "expression", "audio_quality", "cross_modal", "overall")
+RATED = "overall"
+LOW, HIGH = 0.0, 5.0
+"""Ends of the scale of the ratings."""
+SCORES, FRAMES = "vvmf_results_a01.csv", "lib_c.csv"
+
+_CLIP, _SCORE = "Image", "Score"
+_NAME = re.compile(r"(\d+)_.*_([^_]+)")
+_SUMMARY = "brisque:confi"
+_QUALITY = "brisque:buffalo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Clips in the order of the table.
+
+    Attributes:
+        names: ids, as `1_voice_en_35042678_dinet`.
+        faces: who is shown, the first part of the id.
+        generators: what made the clip, the last part.
+        labels: mean opinion scores.
+        means: (N, D) features of a clip.
+        spreads: (N, F) log standard deviation of each feature over key frames.
+        frames: key frames of each clip as the importer stored them.
+        schema: of the data set.
+    """
+
+    names: tuple[str, ...]
+    faces: np.ndarray
+    generators: np.ndarray
+    labels: np.ndarray
+    means: np.ndarray
+    spreads: np.ndarray
+    frames: tuple[records.Clip, ...]
+    schema: schema.Schema
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.names)
+
+    def features(self, kind: str) -> np.ndarray:
+        """Features of a clip: its `means`, or `means and spreads`."""
+        if kind == "means":
+            return self.means
+        return np.concatenate([self.means, self.spreads], axis=-1)
+
+
+def load(folder: pathlib.Path, out: pathlib.Path) -> Clips:
+    """Reads the two tables and makes the data set, unless it is there.
+
+    Args:
+        folder: that has `SCORES` and `FRAMES`.
+        out: folder for the data set.
+
+    Raises:
+        InputError: for a table that is missing or does not fit, or a data set in `out`
+            that was made from other tables.
+    """
+    scores = feature_table.read(folder / SCORES, _CLIP)
+    feature_table.check_single(scores)
+    parsed = [_parse(name) for name in scores.rows]
+    measured = scores.places(_SUMMARY)
+    place = scores.place(_SCORE)
+    rows = np.array([scores.once(name, [place, *measured]) for name in scores.rows])
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        row, column = bad[0]
+        raise schema.InputError(
+            f"{scores.path}: {scores.header[[place, *measured][column]]} of "
+            f"{list(scores.rows)[row]} is no number; expected all of them"
+        )
+    info = _dataset(folder, scores, out)
+    found = {
+        clip.clip: clip
+        for split in info.splits
+        for clip in records.read_split(out, info, split)
+    }
+    frames = tuple(found[name] for name in scores.rows)
+    spreads = [np.nanstd(clip.features["visual"], axis=0) for clip in frames]
+    return Clips(
+        tuple(scores.rows),
+        np.array([face for face, _ in parsed]),
+        np.array([generator for _, generator in parsed]),
+        rows[:, 0],
+        rows[:, 1:],
+        np.log(np.array(spreads, np.float64) + 1e-6),
+        frames,
+        info.schema,
+    )
+
+
+def _parse(name: str) -> Sequence[str]:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise schema.InputError(
+            f"clip {name!r} names no face and generator; expected "
+            "<face>_..._<generator>, as 1_voice_en_35042678_dinet"
+        )
+    return found.groups()
+
+
+def _dataset(
+    folder: pathlib.Path, scores: feature_table.Table, out: pathlib.Path
+) -> schema.DatasetInfo:
+    """Makes the data set from the tables, with a column without cells a missing task.
+
+    The importer splits by face. The study draws its own folds and reads all clips.
+    """
+    if out.exists():
+        return _same_tables(schema.load(out), scores, folder)
+    absent = [task for task in TASKS if task != RATED]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*scores.header, *absent])
+    for lines in scores.rows.values():
+        writer.writerow([*lines[0][1], *[""] * len(absent)])
+    extended = out.with_name(out.name + ".csv")
+    output.write(extended, text.getvalue())
+    return tables.convert(
+        extended,
+        out,
+        tables.Layout(
+            clip=_CLIP,
+            source=r"(\d+)_",
+            tasks={task: _SCORE if task == RATED else task for task in TASKS},
+            low=LOW,
+            high=HIGH,
+            modalities={"summary": _SUMMARY},
+            frame_modalities={"visual": _QUALITY},
+        ),
+        frames=folder / FRAMES,
+        name="thqa",
+    )
+
+
+def _same_tables(
+    info: schema.DatasetInfo, scores: feature_table.Table, folder: pathlib.Path
+) -> schema.DatasetInfo:
+    """Refuses a data set of other clips; the study's settings check the checksums."""
+    count = sum(split.clips for split in info.splits.values())
+    if count != len(scores.rows):
+        raise schema.InputError(
+            f"the data set of --out has {count} clips and {folder} has "
+            f"{len(scores.rows)}; give another --out"
+        )
+    return info
