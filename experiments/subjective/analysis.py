@@ -1,0 +1,93 @@
+"""Analyses the answers of the raters of a study.
+
+    python -m experiments.subjective analyse --ratings=answers/ --out=found/
+    python -m experiments.subjective analyse --ratings a.csv b.csv --out=found/ \
+        --scores=scores.csv
+
+The one thing to know: it reads what the page exports, one file a rater, a folder of
+them, or all in one file, and the files of the older system's two tools. Into --out go
+`analysis.json`, `clips.csv`, `raters.csv`, `analysis.png` and `summary.md`.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.subjective import findings, model_agreement, ratings, summary
+from tqa_jax import comparison, output, run_folder, schema
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument(
+        "--ratings",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="CSV files of answers, or folders of them",
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="folder for the results"
+    )
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="CSV",
+        help="scores of models, with columns clip and task, as python -m tqa_jax.score "
+        "prints them, or predictions.csv of a run; several are compared with the first",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status.
+
+    Raises:
+        schema.InputError: a file cannot be used.
+    """
+    answers = ratings.read(options.ratings)
+    models: dict[str, dict[str, Any]] = {}
+    for path in options.scores:
+        if str(path) in models:
+            raise schema.InputError(f"--scores names {path} twice")
+        models[str(path)] = model_agreement.read_scores(
+            path, answers.clips, answers.tasks
+        )
+    found = findings.analyse(answers, models)
+    page = summary.page(found)
+    write(options.out, found, page)
+    print(page)
+    print(f"written to {options.out}")
+    return 0
+
+
+def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:
+    """Writes the files of an analysis.
+
+    Args:
+        out: folder, made if it is not there.
+        found: from `findings.analyse`.
+        page: from `summary.page`.
+
+    Raises:
+        schema.InputError: it cannot be written.
+    """
+    from matplotlib import pyplot
+
+    with output.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for name in ("clips", "raters"):
+        output.write(out / f"{name}.csv", comparison.to_csv(found[name]))
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    whole = dict(found) | {"date": date, "environment": run_folder.environment()}
+    output.write(
+        out / "analysis.json", json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    )
+    output.write(out / "summary.md", page)
+    figure = summary.figure(found)
+    with output.writing(out), output.atomic(out / "analysis.png") as part:
+        figure.savefig(part, dpi=150, format="png")
+    pyplot.close(figure)
