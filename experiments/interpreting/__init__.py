@@ -1,0 +1,1 @@
+"""What a finished run's scores depend on: the parts of `experiments.interpret`."""
