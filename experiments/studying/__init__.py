@@ -1,0 +1,1 @@
+"""What the studies have in common: their command, their runs and what they write."""
