@@ -1,6 +1,7 @@
 """The table of a sweep: means, ranks and tests, against SciPy and by hand."""
 
 import csv
+import dataclasses
 import io
 
 import numpy as np
@@ -109,6 +110,17 @@ def test_runs_on_other_clips_are_not_compared_clip_by_clip():
             outcome("y", 0, 0.6, predicted(np.arange(6.0))),
         ]
     )
+    assert rows[1]["p_clips"] is None and rows[1]["difference"] == pytest.approx(0.1)
+
+
+def test_runs_with_other_tasks_are_not_compared_clip_by_clip():
+    one = predicted(np.arange(6.0))
+    both = dataclasses.replace(
+        one,
+        scores={"b": one.scores["a"], **one.scores},
+        labels={"b": one.labels["a"], **one.labels},
+    )
+    rows = comparison.compare([outcome("x", 0, 0.5, one), outcome("y", 0, 0.6, both)])
     assert rows[1]["p_clips"] is None and rows[1]["difference"] == pytest.approx(0.1)
 
 

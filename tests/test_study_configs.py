@@ -47,6 +47,7 @@ def step(tmp_path_factory):
     return steps.load(runs["fixed"][0].folder), runs["fixed"][0].folder
 
 
+@pytest.mark.slow
 def test_counts_are_of_the_run(step):
     found, folder = step
     params = trained.load(folder).members[0]
@@ -57,6 +58,7 @@ def test_counts_are_of_the_run(step):
     assert found.batch.features["visual"].shape == (8, 8, width)
 
 
+@pytest.mark.slow
 def test_arithmetic_does_not_hide_in_micro_batches(step):
     found, _ = step
     state = jax.eval_shape(found.parts().init, 0)
@@ -72,6 +74,7 @@ def test_arithmetic_of_a_matrix_product_is_known():
     assert lowered.cost_analysis()["flops"] == 2 * 64 * 32 * 16
 
 
+@pytest.mark.slow
 def test_costs_are_measured_side_by_side(step):
     found, _ = step
     costs = configs.measure({"a": found, "b": found}, rounds=3)

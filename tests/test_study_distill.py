@@ -58,6 +58,7 @@ def test_only_training_clips_have_the_further_labels(widened):
         assert split == "train" or np.isnan(clip.labels[3:]).all()
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_clips_as_its_run_did(run, widened):
     seen = teacher.view(run.folder, widened, "test")
     names = [task.name for task in schema.load(widened).schema.tasks]
@@ -71,6 +72,7 @@ def test_a_teacher_sees_clips_as_its_run_did(run, widened):
     np.testing.assert_allclose(members.mean(axis=1), features, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shipped_scorer_has_the_real_tasks_and_their_scores(run, widened, tmp_path):
     whole = trained.load(run.folder)
     some = teacher.only(whole, small.SCHEMA.tasks)
@@ -86,6 +88,7 @@ def test_shipped_scorer_has_the_real_tasks_and_their_scores(run, widened, tmp_pa
             assert score == pytest.approx(said.scores[name][number], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_runs_are_judged_by_the_real_tasks(run):
     found = teacher.real(run.outcome, small.SCHEMA.tasks)
     said = run.outcome.predictions

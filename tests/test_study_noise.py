@@ -88,6 +88,7 @@ def test_noise_has_the_deviation_of_the_feature_and_spares_what_is_missing(train
     assert np.isfinite(once.features["audio"][6]).all()
 
 
+@pytest.mark.slow
 def test_constant_features_get_no_noise(trained):
     (scorer,) = rescore.load([trained[1][0].folder])
     transform = scorer.run.transforms["audio"]
