@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from experiments.talking_heads import agreement, classic, network, protocols
 from experiments.talking_heads import clips as clips_lib
 from tqa_jax import logistic, run_folder
 
 NETWORK, COMBINATION = "network", "combination"
-COMBINED = ("ridge", "SVR", "gated ridge", NETWORK)
-"""What the combination is made of, with weights from inner folds."""
+COMBINED = ("gated ridge", NETWORK)
+"""What the combination is the mean of."""
 
 _INNER_SEEDS = 2
 
@@ -153,17 +152,18 @@ def networks(
     ]
 
 
-def combine(
-    outcomes: Mapping[str, Outcome], clips: clips_lib.Clips, fold: protocols.Fold
-) -> Outcome:
-    """Weighs methods by least squares on inner predictions, no weight below 0."""
-    inner = np.column_stack([outcomes[name].inner for name in COMBINED])
-    test = np.column_stack([outcomes[name].test for name in COMBINED])
-    labels, middle = clips.labels[fold.train], inner.mean(axis=0)
-    weights, _ = optimize.nnls(inner - middle, labels - labels.mean())
-    made = [labels.mean() + (rows - middle) @ weights for rows in (test, inner)]
-    chosen = dict(zip(COMBINED, weights.round(4).tolist(), strict=True))
-    return Outcome(*made, chosen, np.empty((0, len(fold.test))))
+def combine(outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Averages methods: weights fitted on inner folds do not carry over to generators.
+
+    Args:
+        outcomes: of the methods in one outer fold, those of `COMBINED` among them.
+    """
+    some = [outcomes[name] for name in COMBINED]
+    test, inner = (
+        np.mean([getattr(one, part) for one in some], axis=0)
+        for part in ("test", "inner")
+    )
+    return Outcome(test, inner, {}, np.empty((0, len(test))))
 
 
 def run(
@@ -220,8 +220,8 @@ def run(
         kept=kept,
     )
     found[COMBINATION] = [
-        combine({name: some[n] for name, some in found.items()}, clips, fold)
-        for n, fold in enumerate(folds)
+        combine({name: some[n] for name, some in found.items()})
+        for n in range(len(folds))
     ]
     return found
 

@@ -83,12 +83,12 @@ def sentences(
     """
     said = [
         f"{clips} clips, {faces} faces, {generators} generators. Settings of every "
-        "method, the weights of the combination and the epoch of the network are "
-        "chosen on inner folds of the training clips. In brackets 95 % intervals from "
+        "method and the epoch of the network are chosen on inner folds of the training "
+        "clips. In brackets 95 % intervals from "
         f"{resamples} resamples of faces. Differences are paired on the same "
         "resamples, p corrected by Holm over the methods compared with. The network "
-        "is an ensemble; the combination is no network: it weighs "
-        f"{', '.join(nested.COMBINED)} by non-negative least squares."
+        "is an ensemble; the combination is the mean of "
+        f"{' and '.join(nested.COMBINED)}."
     ]
     for protocol, title in protocols.PROTOCOLS.items():
         values = members[protocol]
