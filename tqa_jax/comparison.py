@@ -22,7 +22,8 @@ from tqa_jax import grid, intervals, metrics, sweep_folder
 
 _LEAST_SEEDS = 3
 _LEAST_SOURCES = 3
-_RESAMPLES = 1000
+# p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows.
+_RESAMPLES = 4000
 _DEFINED = 0.9  # share of resamples that must have a value
 
 Row = dict[str, Any]

@@ -16,7 +16,8 @@ from scipy import stats
 from tqa_jax import comparison, intervals, metrics
 
 BIAS = "bias"
-RESAMPLES = 1000
+RESAMPLES = 4000
+"""p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows."""
 _LEAST_SEEDS = 3
 _LEAST_SOURCES = 3
 _DEFINED = 0.9  # Share of resamples that must have a value.
