@@ -281,6 +281,8 @@ def permutations(
             draws = shuffled[:, np.unique(sources, return_inverse=True)[1]]
     if ways * _LEVEL < 1:
         return what, none, f"too few: {ways:.0f} ways to permute {what}"
+    if what == "whole sources" and len(set(each.tolist())) == len(each):
+        return what, none, "each group is one source, so neither can be blamed"
     return what, draws, ""
 
 

@@ -40,12 +40,15 @@ def test_names_of_clips_give_groups_and_constant_ones_are_left_out():
         for kind in ("dinet", "iplap")
     }
     found, said = groups.read(given(pattern=THQA), INFO, clips)
-    assert list(found) == ["source", "face", "generator"]
+    assert list(found) == ["source", "generator"]
     assert found["generator"]["1_voice_en_15_dinet"] == "dinet"
-    assert said == ["Left out language: it has one group, 'en'."]
+    assert said == [
+        "Left out face: its groups are the sources.",
+        "Left out language: it has one group, 'en'.",
+    ]
     assert groups.generator(found) == "generator"
     assert groups.generator({"source": {}}) == "source"
-    with pytest.raises(schema.InputError, match="source, face, generator"):
+    with pytest.raises(schema.InputError, match="source, generator"):
         groups.generator(found, "language")
 
 
@@ -137,6 +140,8 @@ def test_permutations_keep_what_hangs_together():
     assert (draws.reshape(50, 8, 4).sum(axis=-1) == 1).all()
     few = subgroups.permutations(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
     assert few[2].startswith("too few: 2 ways")
+    own = np.repeat(np.arange(5), 3)
+    assert subgroups.permutations(own, own)[2].startswith("each group is one source")
 
 
 def test_study_of_a_finished_run(tmp_path, capsys, monkeypatch):

@@ -25,7 +25,7 @@ def keep() -> bool:
     if platform.libc_ver()[0] != "glibc" or tuned:
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # No mapping of its own for a large block; never trimmed. Threads keep heaps of their
-    # own: with one for all, a step of a small network took up to half as long again.
+    # No mapping of its own for a large block; never trimmed. Threads keep their own
+    # heaps: with one for all, a step of a small network took up to half as long again.
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
     return all([mallopt(name, value) for name, value in settings])

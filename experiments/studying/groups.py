@@ -1,8 +1,8 @@
 """Groups of clips: by source, by parts of their names, by a table, by what was planted.
 
 The one thing to know: a column says the group of each clip that has one; a clip without
-is in none. What cannot be a grouping (one group, or a group for each clip) is said and
-left out, but for the source, which is always there.
+is in none. What cannot be a grouping (one group, a group for each clip, or the sources
+under another name) is said and left out, but for the source, which is always there.
 """
 
 import argparse
@@ -77,9 +77,19 @@ def read(
             said.append(f"Left out {name}: it {what}.")
         elif len(values) == len(column):
             said.append(f"Left out {name}: each clip is a group of its own.")
+        elif _same(column, sources):
+            said.append(f"Left out {name}: its groups are the sources.")
         else:
             found[name] = column
     return found, said
+
+
+def _same(one: Column, other: Column) -> bool:
+    """Whether two groupings of the same clips differ in names only."""
+    pairs = {(group, other[clip]) for clip, group in one.items()}
+    return one.keys() == other.keys() and len(pairs) == len(set(one.values())) == len(
+        set(other.values())
+    )
 
 
 def by_pattern(pattern: str, clips: Sequence[str]) -> dict[str, Column]:
