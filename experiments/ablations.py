@@ -3,10 +3,11 @@
     python -m experiments.ablations --data=data/mine --seeds=5 --out=studies/ablations
 
 A1 no path A, A2 no path B, A3 no consistency, A4 dynamic weights, A5 layers of path B,
-A6 depth of the encoders, A7 pooling over time, A8 activation of the heads; and what
+A6 depth of the encoders, A7 pooling over time, A8 activation of the heads; what
 `synced` has over the older network: positions, modality embeddings, attention between
-modalities, modality dropout. The first row is the base with fixed weights; what it has
-already is no row. Every row is tuned with as many tries.
+modalities, modality dropout; and time attention, which both have. The first row is the
+base with fixed weights; what it has already is no row. Every row is tuned with as many
+tries.
 """
 
 import sys
@@ -37,6 +38,7 @@ def _run(options: command.Options) -> None:
             f"A8 {a}": {"model.head_activation": a} for a in ("sigmoid", "tanh", "none")
         },
         "no positions": {"model.positions": False},
+        "no time attention": {"model.temporal_layers": 0},
         "no modality embeddings": {"model.modality_embeddings": False},
         "no cross-modal attention": {"model.cross_layers": 0},
         "no modality dropout": {"model.modality_dropout": 0.0},

@@ -25,6 +25,7 @@ VARIANTS = [
     ("advanced", {"paths": "a", "pooling": "max", "head_activation": "tanh"}),
     ("synced", {"paths": "b", "pooling": "mean", "head_activation": "none"}),
     ("synced", {"temporal_window": 2}),
+    ("advanced", {"temporal_layers": 0}),
 ]
 
 
@@ -265,6 +266,11 @@ def test_low_precision_keeps_float32_parameters_and_scores(dtype):
         ({"preset": "synced", "remat": "all"}, "unknown remat 'all'"),
         ({"preset": "synced", "temporal_heads": 3}, "no multiple"),
         ({"preset": "synced", "temporal_window": -1}, "temporal_window is -1; exp"),
+        ({"preset": "synced", "temporal_layers": -1}, "is -1; expected at least 0"),
+        (
+            {"preset": "optimized_mtl", "temporal_layers": 0},
+            "temporal_layers is 0; expected at least 1",
+        ),
     ],
 )
 def test_impossible_model_is_refused(options, message):

@@ -79,6 +79,7 @@ VARIANTS = {
     ),
     "late_window": ("synced", {"temporal_window": 3, "temporal_layers": 2}),
     "early_window": ("optimized_mtl", {"temporal_window": 1, "temporal_layers": 2}),
+    "late_no_time": ("synced", {"temporal_layers": 0}),
     "odd_ffn_gate_no_cross": (
         "advanced",
         {"gate": True, "temporal_ffn": 10, "positions": True, "head_hidden": (9,)},

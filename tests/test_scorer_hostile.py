@@ -385,6 +385,16 @@ CASES = {
         lambda: with_json(changed(description(), ("options", "fusion_layers"), 10**9)),
         "whole number from 1 to 64",
     ),
+    "early without time": (
+        lambda: with_json(
+            changed(
+                changed(description(), ("options", "temporal_layers"), 0),
+                ("options", "topology"),
+                "early",
+            )
+        ),
+        "fuses early and has no time attention",
+    ),
 }
 
 

@@ -42,7 +42,7 @@ OPTIONS: dict[str, range | tuple[str, ...] | type] = {
     "topology": ("late", "early"),
     "positions": bool,
     "modality_embeddings": bool,
-    "temporal_layers": range(1, 65),
+    "temporal_layers": range(65),
     "temporal_heads": range(1, 1 << 16),
     "temporal_ffn": range(1, 1 << 18),
     "temporal_dropout": float,
@@ -547,6 +547,10 @@ def _description(data: bytes) -> dict[str, Any]:
     _need(len(options["head_hidden"]) <= _MOST_ITEMS, "its heads have too many layers")
     for width in options["head_hidden"]:
         _member({"head_hidden": width}, "head_hidden", OPTIONS["width"])
+    _need(
+        options["topology"] == "late" or options["temporal_layers"] > 0,
+        "it fuses early and has no time attention",
+    )
     for name in ("temporal_heads", "fusion_heads"):
         _need(
             options["width"] % options[name] == 0, f"{name} does not divide its width"

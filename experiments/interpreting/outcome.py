@@ -42,6 +42,7 @@ def gather(
         What `json` can write; see `FORMAT`.
     """
     described = {modality.name: modality for modality in case.run.schema.modalities}
+    attention = over_time.Attention(case)
     before = case.scores(case.windows)
     importance = [
         {
@@ -53,7 +54,6 @@ def gather(
         }
         for changed in permutation.measure(case, repetitions=repetitions, seed=seed)
     ]
-    attention = over_time.Attention(case)
     predictions = (case.folder / "predictions.csv").read_bytes()
     return _rounded(
         {

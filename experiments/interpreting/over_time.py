@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.interpreting import case as cases
-from tqa_jax import batch, ensemble, intervals, metrics
+from tqa_jax import batch, ensemble, intervals, metrics, schema
 
 ALL = "all modalities"
 _SECONDS = 0.4  # That are hidden at a time.
@@ -155,9 +155,19 @@ class Attention:
     """Time attention of a run's clips."""
 
     def __init__(self, case: cases.Case) -> None:
-        """Compiles what returns the weights of all members."""
+        """Compiles what returns the weights of all members.
+
+        Raises:
+            InputError: for a network without time attention.
+        """
         self._case = case
         self._options = case.run.model.options
+        if not self._options["temporal_layers"]:
+            raise schema.InputError(
+                f"the network of {case.folder} has no time attention "
+                "(model.temporal_layers is 0), which is looked at here; expected 1 or "
+                "more"
+            )
         self._early = self._options["topology"] == "early"
         self._attend = jax.jit(ensemble.members(case.run.model.attend))
 

@@ -101,9 +101,12 @@ def make(
         *("width", "depth", "temporal_heads", "temporal_layers", "temporal_ffn"),
         *("fusion_heads", "fusion_layers", "fusion_ffn"),
     ):
-        if fields[name] < 1:
+        least = 1
+        if name == "temporal_layers" and fields["topology"] == "late":
+            least = 0  # `early` has its last shared layer there.
+        if fields[name] < least:
             raise schema.InputError(
-                f"model.{name} is {fields[name]}; expected at least 1"
+                f"model.{name} is {fields[name]}; expected at least {least}"
             )
     if fields["temporal_window"] < 0:
         raise schema.InputError(

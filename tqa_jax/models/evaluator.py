@@ -38,7 +38,7 @@ class Evaluator(nn.Module):
         positions: adds learned positions in time.
         modality_embeddings: adds a learned vector to each modality's frames.
         temporal_layers: blocks of time attention; `late` shares them between
-            modalities.
+            modalities, and needs none.
         temporal_heads: attention heads in time.
         temporal_ffn: feed-forward width in time.
         temporal_dropout: rate in the time and cross-modal blocks.
