@@ -58,7 +58,7 @@ def run(
     doc: str,
     arguments: Sequence[str] | None = None,
     more: Callable[[argparse.ArgumentParser], None] | None = None,
-    draws: int = 6,
+    draws: int = 4,
 ) -> int:
     """Runs a study as a command.
 
@@ -135,8 +135,8 @@ def _parse(
         parser.add_argument(
             "--draws",
             type=int,
-            help=f"settings tried for each case, by validation, before seeds are "
-            f"compared; 1 tunes nothing (default: {draws}; quick: 2)",
+            help=f"settings tried for each case, by validation with two seeds, before "
+            f"others are compared; 1 tunes nothing (default: {draws}; quick: 2)",
         )
     parser.set_defaults(usual_draws=draws)
     if more:

@@ -2,8 +2,9 @@
 
 The one thing to know: every case gets the same number of tries. A case's settings are
 drawn from its ranges, the first draw being the case as it is; the draw with the best
-validation score goes on, with seeds that took no part in the choice. The test split is
-not looked at before that.
+validation score, a mean over two seeds, goes on, with seeds that took no part in the
+choice. The test split is not looked at before that. With one seed a draw, what was
+chosen was luck: tuned fixed weights came out .04 SRCC below equal ones.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from tqa_jax import comparison, grid, schema, sweep
 
 Changes = Mapping[str, Any]
 Range = tuple[str, float, float]
-_TUNING_SEED = 1_000_000
+_TUNING_SEEDS = (1_000_000, 1_000_001)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,13 +177,11 @@ def tune(
             tried[f"{name}/{number}"] = dict(case.changes) | draw(
                 case.ranges, number, seed=zlib.crc32(name.encode())
             )
-    trained = run(
-        base, tried, seeds=(_TUNING_SEED,), folder=folder, traced=traced(cases)
-    )
+    trained = run(base, tried, seeds=_TUNING_SEEDS, folder=folder, traced=traced(cases))
     chosen = {}
     for name in cases:
         mine = [key for key in tried if key.rpartition("/")[0] == name]
-        best = max(mine, key=lambda key: _validation(trained[key][0].outcome))
+        best = max(mine, key=lambda key: _validation(trained[key]))
         chosen[name] = tried[best]
     return chosen
 
@@ -192,9 +191,9 @@ def traced(cases: Mapping[str, Case]) -> tuple[str, ...]:
     return tuple(sorted({key for case in cases.values() for key in case.ranges}))
 
 
-def _validation(outcome: comparison.Outcome) -> float:
-    value = outcome.results["selected"]["value"]
-    return -math.inf if value is None else value
+def _validation(runs: Sequence[Trained]) -> float:
+    values = [run.outcome.results["selected"]["value"] for run in runs]
+    return -math.inf if None in values else float(np.mean(values))
 
 
 def draw(ranges: Mapping[str, Range], number: int, *, seed: int) -> dict[str, float]:
