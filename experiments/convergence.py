@@ -38,7 +38,7 @@ from experiments.studying import (
     steps,
     trials,
 )
-from tqa_jax import comparison, grid, output, schema
+from tqa_jax import grid, output, schema
 
 SHARE = 0.95
 _REFERENCE = "fixed, tuned"
@@ -116,7 +116,7 @@ def _run(options: command.Options) -> None:
     rows = summarise(curves, seconds)
     output.write(
         options.out / "convergence_curves.csv",
-        comparison.to_csv(_points(curves, seconds)),
+        output.table_of(_points(curves, seconds)),
     )
     results.write(
         options,

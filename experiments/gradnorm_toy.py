@@ -14,7 +14,6 @@ turn negative, and its task's loss is then maximised until it is positive again.
 """
 
 import argparse
-import csv
 import importlib.util
 import math
 import os
@@ -29,7 +28,7 @@ import tqdm
 from scipy import stats
 
 from experiments import toy_problem
-from tqa_jax import cache, run_folder, schema, weighting
+from tqa_jax import cache, output, run_folder, schema, weighting
 
 # Two tasks as in the paper, which gives no numbers for ten: |N(0, 30)| + 1, drawn once.
 SIGMAS = {
@@ -272,26 +271,24 @@ def write_csv(
         histories: by method.
         sigmas: scale of each task's targets.
     """
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow("method seed step task sigma weight test_ratio grad_norm".split())
-        for method, history in histories.items():
-            _, seeds, tasks = history.weights.shape
-            for seed in range(seeds):
-                for record, step in enumerate(history.steps):
-                    for task in range(tasks):
-                        at = record, seed, task
-                        values = (
-                            history.weights[at],
-                            history.ratios[at],
-                            history.grad_norms[at],
-                        )
-                        rows.writerow(
-                            [method, seed, step, task, sigmas[task]]
-                            + [f"{value:.7g}" for value in values]
-                        )
-    os.replace(part, path)
+    header = "method seed step task sigma weight test_ratio grad_norm".split()
+    rows = []
+    for method, history in histories.items():
+        _, seeds, tasks = history.weights.shape
+        for seed in range(seeds):
+            for record, step in enumerate(history.steps):
+                for task in range(tasks):
+                    at = record, seed, task
+                    values = (
+                        history.weights[at],
+                        history.ratios[at],
+                        history.grad_norms[at],
+                    )
+                    rows.append(
+                        [method, seed, step, task, sigmas[task]]
+                        + [f"{value:.7g}" for value in values]
+                    )
+    output.write(path, output.table(header, rows))
 
 
 def draw(

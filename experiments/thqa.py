@@ -106,8 +106,8 @@ def _run(given: argparse.Namespace) -> None:
         resamples=given.resamples,
     )
     page = "\n\n".join([written.table(by_face), *said])
-    written.csv(out / "thqa.csv", rows)
-    written.csv(out / "thqa_compared.csv", compared)
+    output.write(out / "thqa.csv", output.table_of(rows))
+    output.write(out / "thqa_compared.csv", output.table_of(compared))
     written.predictions(
         out / "predictions.csv",
         clips,

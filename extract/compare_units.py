@@ -14,7 +14,6 @@ Matplotlib, of the extra `studies`, and no display.
 """
 
 import argparse
-import csv
 import dataclasses
 import importlib.util
 import io
@@ -285,15 +284,13 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip", "unit", "rows", *map("_".join, PAIRS)])
+    rows = []
     for found in comparisons:
         for unit in UNITS:
             values = [found.correlations.get(pair, {}).get(unit) for pair in PAIRS]
             cells = ["" if value is None else f"{value:.4f}" for value in values]
-            writer.writerow([found.name, f"AU{unit:02d}", len(found.seconds), *cells])
-    return text.getvalue()
+            rows.append([found.name, f"AU{unit:02d}", len(found.seconds), *cells])
+    return output.table(["clip", "unit", "rows", *map("_".join, PAIRS)], rows)
 
 
 def _text(comparisons: Sequence[Comparison]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tqa_jax import comparison
+from tqa_jax import comparison, output
 
 
 def outcome(setting, seed, value, predictions=None, task=None):
@@ -126,7 +126,7 @@ def test_runs_with_other_tasks_are_not_compared_clip_by_clip():
 
 def test_csv_has_all_columns_and_predictions_are_read_back(tmp_path):
     rows = comparison.compare([outcome("x", 0, 0.25), outcome("y", 0, 0.5)])
-    (first, second) = csv.DictReader(io.StringIO(comparison.to_csv(rows)))
+    (first, second) = csv.DictReader(io.StringIO(output.table_of(rows)))
     assert first["srcc"] == "0.25" and first["p_seeds"] == ""
     assert float(second["difference"]) == 0.25
     file = tmp_path / "predictions.csv"

@@ -8,7 +8,6 @@ setting, and both are corrected for the number of settings that are (Holm 1979).
 
 import csv
 import dataclasses
-import io
 import json
 import math
 import pathlib
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from tqa_jax import grid, intervals, metrics, sweep_folder
+from tqa_jax import grid, intervals, metrics, output, sweep_folder
 
 _LEAST_SEEDS = 3
 _LEAST_SOURCES = 3
@@ -97,8 +96,8 @@ def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path, index: int) -> Fou
         for run, outcome in zip(runs, outcomes, strict=True)
     ]
     table = compare(outcomes)
-    sweep_folder.write(workdir / "runs.csv", to_csv(rows), index)
-    sweep_folder.write(workdir / "sweep.csv", to_csv(table), index)
+    sweep_folder.write(workdir / "runs.csv", output.table_of(rows), index)
+    sweep_folder.write(workdir / "sweep.csv", output.table_of(table), index)
     return Found(table, failed, 0)
 
 
@@ -185,15 +184,6 @@ def compare(outcomes: Sequence[Outcome]) -> list[Row]:
         for row, value in zip(rows, holm([row[name] for row in rows]), strict=True):
             row[name] = value
     return rows
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """The table with all columns and digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

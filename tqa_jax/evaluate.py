@@ -4,8 +4,6 @@ The one thing to know: a clip's score is the mean over its windows, and every
 statistic is over clips.
 """
 
-import csv
-import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -206,11 +204,9 @@ def write_predictions(
         splits: by name: clips, their scores, and the scores' spread or None.
         tasks: of the data set.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     kinds = ("score", "label", "spread")
     columns = [f"{task.name}_{kind}" for task in tasks for kind in kinds]
-    writer.writerow(["clip", "source", "split", *columns])
+    rows = []
     for split, (clips, scores, spread) in splits.items():
         for number, name in enumerate(clips.names):
             cells = []
@@ -220,5 +216,5 @@ def write_predictions(
                     "" if np.isnan(label) else f"{label:g}",
                     "" if spread is None else f"{spread[number, k]:.4f}",
                 ]
-            writer.writerow([name, clips.sources[number], split, *cells])
-    output.write(path, text.getvalue())
+            rows.append([name, clips.sources[number], split, *cells])
+    output.write(path, output.table(["clip", "source", "split", *columns], rows))

@@ -6,8 +6,6 @@ NumPy; neither JAX nor a GPU is used.
 """
 
 import argparse
-import csv
-import io
 import json
 import os
 import pathlib
@@ -345,16 +343,13 @@ def _json(result: Mapping[str, Any]) -> str:
 
 
 def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
-    text = io.StringIO()
-    # All in quotes: Python before 3.13 leaves them out around a carriage return.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     kinds = ("value", "low", "high", "spread")
     columns = [
         task if kind == "value" else f"{task}_{kind}"
         for task in tasks
         for kind in kinds
     ]
-    writer.writerow(["clip", "seconds", *columns, "warnings", "error"])
+    rows = []
     for result in results:
         cells = ["", *[""] * len(columns), ""]
         if "error" not in result:
@@ -364,8 +359,8 @@ def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
                 *("" if number is None else f"{number:.4f}" for number in numbers),
                 "; ".join(result["warnings"]),
             ]
-        writer.writerow([result["clip"], *cells, result.get("error", "")])
-    return text.getvalue()
+        rows.append([result["clip"], *cells, result.get("error", "")])
+    return output.table(["clip", "seconds", *columns, "warnings", "error"], rows)
 
 
 if __name__ == "__main__":

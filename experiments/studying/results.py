@@ -86,7 +86,7 @@ def write(
         figure: of matplotlib, closed afterwards.
     """
     base = options.out / name
-    output.write(_with(base, ".csv"), comparison.to_csv(rows))
+    output.write(_with(base, ".csv"), output.table_of(rows))
     found = {
         "study": name,
         "rows": list(rows),

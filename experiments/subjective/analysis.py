@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.subjective import findings, model_agreement, ratings, summary
-from tqa_jax import comparison, output, run_folder, schema
+from tqa_jax import output, run_folder, schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +80,7 @@ def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:
     with output.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     for name in ("clips", "raters"):
-        output.write(out / f"{name}.csv", comparison.to_csv(found[name]))
+        output.write(out / f"{name}.csv", output.table_of(found[name]))
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     whole = dict(found) | {"date": date, "environment": run_folder.environment()}
     output.write(

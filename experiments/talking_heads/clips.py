@@ -4,9 +4,7 @@ The one thing to know: the data set has the five tasks of the default schema, an
 four of them no clip has a label. Only `overall` was rated.
 """
 
-import csv
 import dataclasses
-import io
 import pathlib
 import re
 from collections.abc import Sequence
@@ -128,13 +126,9 @@ def _dataset(
     if out.exists():
         return _same_tables(schema.load(out), scores, folder)
     absent = [task for task in TASKS if task != RATED]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*scores.header, *absent])
-    for lines in scores.rows.values():
-        writer.writerow([*lines[0][1], *[""] * len(absent)])
+    rows = [[*lines[0][1], *[""] * len(absent)] for lines in scores.rows.values()]
     extended = out.with_name(out.name + ".csv")
-    output.write(extended, text.getvalue())
+    output.write(extended, output.table([*scores.header, *absent], rows))
     return tables.convert(
         extended,
         out,

@@ -6,14 +6,13 @@ see it; `_folds` columns are means over folds, where a fold has a value.
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from experiments.studying import figures
 from experiments.talking_heads import agreement, nested, protocols
 from experiments.talking_heads import clips as clips_lib
-from tqa_jax import comparison, output
+from tqa_jax import output
 
 _SHOWN = {"plcc": "PLCC", "srcc": "SRCC", "within": "SRCC within a generator"}
 _OURS = (nested.NETWORK, nested.COMBINATION)
@@ -142,11 +141,6 @@ def draw(rows: Sequence[agreement.Row], path: pathlib.Path) -> None:
     with output.writing(path), output.atomic(path) as part:
         drawn.savefig(part, dpi=150, format="png")
     pyplot.close(drawn)
-
-
-def csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows that have the same keys."""
-    output.write(path, comparison.to_csv(rows))
 
 
 def _cell(row: agreement.Row, name: str) -> str:
