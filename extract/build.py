@@ -20,7 +20,7 @@ import numpy as np
 
 from extract import clip as clips
 from extract import landmarks, pool
-from tqa_jax import output, records, run_folder, schema
+from tqa_jax import output, records, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def build(
         partial.mkdir(parents=True, exist_ok=True)
         if out.exists():
             out.rmdir()
-    with run_folder.lock(partial):
+    with output.lock(partial / ".lock"):
         return _build(
             items,
             keys,

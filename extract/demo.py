@@ -12,9 +12,7 @@ again.
 import argparse
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -38,7 +36,7 @@ from extract import encode, landmarks, pool
 from extract.degrading import flaws
 from extract.rendering import demo_plan, portrait, render, speech
 from tqa_jax import cache as caches
-from tqa_jax import schema
+from tqa_jax import output, schema
 
 _logger = logging.getLogger(__name__)
 
@@ -161,8 +159,8 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
     """Lets one process at a time build a set; says what the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(path.name + ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, finds the set
+        # A second process waits, and finds the set.
+        with output.lock(path.with_name(path.name + ".lock"), wait=True):
             yield
     except OSError as error:
         raise schema.InputError(
@@ -289,21 +287,19 @@ def _keep_examples(
     for item in chosen:
         kind = "_".join(item.strengths) or "flawless"
         shutil.copyfile(work / f"{item.clip}.mp4", part / f"{item.clip}_{kind}.mp4")
-    with (part / "clips.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        names = [task.name for task in schema.TASKS]
-        rows.writerow(["clip", "source", "split", *names, "flaws", "absent", "covered"])
-        for item in plans:
-            scores = [
-                f"{item.labels[name]:.4f}" if name in item.labels else ""
-                for name in names
-            ]
-            strengths = {flaw: round(at, 4) for flaw, at in item.strengths.items()}
-            rows.writerow(
-                [item.clip, item.source, item.split, *scores]
-                + [json.dumps(strengths), " ".join(item.absent)]
-                + ["-".join(map(str, item.covered)) if item.covered else ""]
-            )
+    names, rows = [task.name for task in schema.TASKS], []
+    for item in plans:
+        scores = [
+            f"{item.labels[name]:.4f}" if name in item.labels else "" for name in names
+        ]
+        strengths = {flaw: round(at, 4) for flaw, at in item.strengths.items()}
+        rows.append(
+            [item.clip, item.source, item.split, *scores]
+            + [json.dumps(strengths), " ".join(item.absent)]
+            + ["-".join(map(str, item.covered)) if item.covered else ""]
+        )
+    header = ["clip", "source", "split", *names, "flaws", "absent", "covered"]
+    output.write(part / "clips.csv", output.table(header, rows))
     part.rename(folder)
 
 

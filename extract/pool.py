@@ -233,6 +233,7 @@ def clear(folder: pathlib.Path, keys: Iterable[str] | None = None) -> None:
         if found and (wanted is None or found[1] in wanted):
             path.unlink()
     with contextlib.suppress(OSError):  # of the user's own files
+        (folder / ".lock").unlink(missing_ok=True)  # of this process
         folder.rmdir()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from extract import build, clip, pool, run
 from tests import media
-from tqa_jax import output, records, run_folder, schema
+from tqa_jax import output, records, schema
 
 TASKS = schema.TASKS[:2]
 NUM_GOOD = 4
@@ -366,7 +366,7 @@ def test_two_jobs_do_not_share_a_folder(folder, tmp_path):
     partial = tmp_path / "set.partial"
     partial.mkdir()
     with (
-        run_folder.lock(partial),
+        output.lock(partial / ".lock"),
         pytest.raises(schema.InputError, match="another process works in"),
     ):
         _build(_items(folder), tmp_path / "set")

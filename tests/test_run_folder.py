@@ -256,12 +256,3 @@ def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(schema.InputError, match=r"pip install 'tqa_jax\[logs\]'"):
         run_folder.MetricsLog(tmp_path, from_step=0, tensorboard=True)
-
-
-def test_a_folder_is_locked_by_one_at_a_time(tmp_path):
-    with run_folder.lock(tmp_path):
-        with pytest.raises(schema.InputError, match="another process works in"):
-            with run_folder.lock(tmp_path):
-                pass
-    with run_folder.lock(tmp_path):
-        assert not list(tmp_path.iterdir())

@@ -286,11 +286,10 @@ def test_data_set_may_move_but_not_change(tmp_path, monkeypatch):
 
 
 def test_same_sweep_twice_at_once_is_refused(data, tmp_path, monkeypatch):
-    pytest.importorskip("fcntl")
     config, workdir = usual(data), tmp_path / "w"
 
     def again(*arguments):
-        with pytest.raises(schema.InputError, match="another process works in .*/w/"):
+        with pytest.raises(schema.InputError, match="another process works in .*/w;"):
             sweep.run(config, workdir=workdir, share=(0, 2))
         monkeypatch.setattr(sweep, "_train", kill)
         with pytest.raises(Killed):

@@ -5,8 +5,11 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import filelock
 import numpy as np
 
 from tqa_jax import schema
@@ -38,6 +41,40 @@ def writing(path: str | pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def lock(file: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes from working in the folder of a lock file, as a context.
+
+    The file stays; a process that dies lets go of it.
+
+    Args:
+        file: made where it is missing.
+        wait: for a process that holds it, rather than refuse.
+
+    Raises:
+        InputError: when another process holds it, or the disk refuses the lock.
+    """
+    # Not thread_local: whatever thread leaves the context lets go.
+    holder = filelock.FileLock(file, timeout=-1 if wait else 0, thread_local=False)
+    try:
+        holder.acquire()
+    except filelock.Timeout as error:
+        raise schema.InputError(
+            f"another process works in {file.parent}; wait for it, or choose another "
+            "folder"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise schema.InputError(
+            f"{file} cannot be locked: {reason}; choose a folder that can be written, "
+            "on a disk that has locks"
+        ) from error
+    try:
+        yield
+    finally:
+        holder.release()
+
+
 def write(path: pathlib.Path, data: str | bytes) -> None:
     """Writes a file beside its place and moves it there when it is complete.
 
@@ -62,15 +99,22 @@ def write(path: pathlib.Path, data: str | bytes) -> None:
         ) from error
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a CSV.
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a CSV that reads back, whatever the cells hold; None is an empty cell.
 
-    All of it is in quotes: Python before 3.13 leaves them out around a carriage return.
+    Python before 3.13 puts quotes around a line end only if it is a character of
+    `lineterminator`, so lines are made to end in both and lose the first again.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerows([header, *rows])
-    return text.getvalue()
+    lines: list[str] = []
+    sink = types.SimpleNamespace(write=lines.append)
+    csv.writer(sink, lineterminator="\r\n").writerows([header, *rows])
+    return "".join(f"{line[:-2]}\n" for line in lines)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a CSV of rows that have the same keys, which are its header."""
+    header = list(rows[0])
+    return table(header, ([row[key] for key in header] for row in rows))
 
 
 def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:

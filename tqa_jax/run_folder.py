@@ -5,7 +5,6 @@ same command continues or shows the run; another one is refused, naming the
 difference.
 """
 
-import contextlib
 import copy
 import hashlib
 import importlib.metadata
@@ -23,11 +22,6 @@ import jax
 import numpy as np
 
 from tqa_jax import hyperparameters, output, schema
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows.
-    fcntl = None
 
 _PACKAGES = ("tqa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -110,34 +104,6 @@ def claim(
             f"{folder} holds a run with {found}; choose another --workdir"
         )
     return False
-
-
-@contextlib.contextmanager
-def lock(path: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from what this one works on, as a context.
-
-    Nothing is written, and a process that dies lets go. Where the system has no such
-    locks (Windows), it does nothing.
-
-    Args:
-        path: an existing folder or file.
-
-    Raises:
-        InputError: when another process holds it.
-    """
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise schema.InputError(
-            f"another process works in {path}; wait for it, or choose another folder"
-        ) from error
-    finally:
-        os.close(handle)
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:

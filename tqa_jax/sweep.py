@@ -41,6 +41,7 @@ from tqa_jax import (
     heap,
     hyperparameters,
     lockstep,
+    output,
     pipeline,
     prepare,
     processes,
@@ -130,9 +131,7 @@ def run(
         if sweep_folder.check(workdir, mine):
             opened = _check(runs, sources, pathlib.Path(scratch))
         sweep_folder.claim(workdir, mine, share[0])
-        lock = workdir / f".lock-{share[0]}"
-        lock.touch()
-        with run_folder.lock(lock):
+        with output.lock(workdir / f".lock-{share[0]}"):
             _train(_groups(runs, sources, opened, workdir, share), sweep.at_once)
             return comparison.conclude(runs, workdir, share[0])
 
@@ -354,7 +353,7 @@ def _train_group(
         for i, (run, folder) in enumerate(zip(group.runs, group.folders, strict=True)):
             with _about(run):
                 run_folder.claim(folder, run.config.to_dict(), data.path)
-                files[i].enter_context(run_folder.lock(folder))
+                files[i].enter_context(output.lock(folder / ".lock"))
             for name in _FILES:
                 sweep_folder.copy(data.folder / name, folder / name)
             trials[i] = trial.Trial(

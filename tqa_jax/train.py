@@ -25,6 +25,7 @@ from tqa_jax import (
     audit,
     evaluate,
     memory,
+    output,
     pipeline,
     prepare,
     processes,
@@ -66,7 +67,8 @@ def run(
 
         def claim() -> bytes:
             found = _claim(config, data_path, workdir)
-            stack.enter_context(run_folder.lock(workdir))
+            if json.loads(found)[1] is None:  # a finished run is only read
+                stack.enter_context(output.lock(workdir / ".lock"))
             return found
 
         new, results = json.loads(group.from_writer(claim))
@@ -78,6 +80,7 @@ def run(
         except schema.InputError:
             # Nothing was trained: the corrected command may use the same folder.
             if new and group.writes:
+                stack.close()
                 shutil.rmtree(workdir)
             raise
         stack.enter_context(contextlib.closing(trainer))
