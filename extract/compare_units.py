@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from extract import action_units, decode, labels, landmarks, openface
+from extract import action_units, decode, files, landmarks, openface
 from tqa_jax import output, schema
 
 BACKENDS = ("openface", "blendshapes", "geometry")
@@ -234,7 +234,7 @@ def _run(clip: pathlib.Path, tables: str | None, out: pathlib.Path) -> int:
 def _run_folder(
     folder: pathlib.Path, tables: str | None, out: pathlib.Path, model: pathlib.Path
 ) -> int:
-    clips = labels.videos(folder)
+    clips = files.videos(folder)
     if not clips:
         raise schema.InputError(f"no clips in {folder}")
     if tables is not None and not pathlib.Path(tables).is_dir():

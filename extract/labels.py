@@ -10,16 +10,15 @@ import csv
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+from extract import files
 from extract.build import Item
 from tqa_jax import schema
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .flv .wmv .3gp .ogv".split()
-)
 SPLIT_SHARES: Mapping[str, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 _RESERVED = ("clip", "source", "split")
@@ -53,15 +52,20 @@ def read(
     *,
     low: float = 1.0,
     high: float = 5.0,
+    empty: str = "",
+    scored: bool = True,
     seed: int = 0,
 ) -> Table:
     """Reads a labels file against the folder of its clips.
 
     Args:
         path: the CSV, UTF-8, comma separated.
-        folder: where the clips are, at any depth.
+        folder: where the clips are, at any depth. A row may name any other file by
+            its whole path.
         low: lowest possible score.
         high: highest possible score.
+        empty: what else a cell without a score may hold, for example `NA`.
+        scored: False reads no scores.
         seed: of the split by source, used when the file has no split.
 
     Raises:
@@ -71,22 +75,34 @@ def read(
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
     header, lines = _lines(path)
-    tasks = _tasks(path, header, low, high)
-    files = _Files(folder)
+    tasks = _tasks(path, header, low, high) if scored else ()
+    listed = _Files(folder)
     problems: list[str] = []
     items: list[Item] = []
     splits: dict[str, tuple[str, int]] = {}
+    paths = [listed.find(line["clip"]) for _, line in lines]
+    # A file that only a row names may share its name with a listed one.
+    every = list(dict.fromkeys([*listed.paths, *filter(None, paths)]))
+    ids = dict(zip(every, files.ids(every, folder), strict=True))
     seen: dict[pathlib.Path, int] = {}
+    repeated: list[str] = []
     stated = [line.get("split", "") for _, line in lines]
     drawn = not any(stated)
-    for number, line in lines:
+    for (number, line), file in zip(lines, paths, strict=True):
 
         def problem(text: str, number: int = number) -> None:
             problems.append(f"line {number}: {text}")
 
-        file, clip = files.find(line["clip"], problem)
-        if file is not None and seen.setdefault(file, number) != number:
-            problem(f"clip {line['clip']!r} has a row already, line {seen[file]}")
+        clip = ids.get(file, line["clip"])
+        if file is None:
+            problem(listed.missing(line["clip"]))
+        elif seen.setdefault(file, number) != number:
+            repeated.append(
+                f"line {number}: clip {line['clip']!r} has a row already, "
+                f"line {seen[file]}"
+            )
+        elif clip != clip.encode("utf-8", "ignore").decode():
+            problem(f"the name {clip!r} is not UTF-8, which data sets need: rename it")
         source = line.get("source") or clip
         split = "train" if drawn else _split(line["split"], problem)
         before = splits.setdefault(source, (split, number))
@@ -98,14 +114,28 @@ def read(
         scores = {
             task.name: value
             for task in tasks
-            if (value := _score(line[task.name], task, problem)) is not None
+            if line[task.name] != empty
+            and (value := _score(line[task.name], task, problem)) is not None
         }
         if file is not None:
             items.append(Item(file, clip, source, split, scores))
+    if repeated:
+        more = f" (and so have {len(repeated) - 1} more)" if repeated[1:] else ""
+        problems.insert(
+            0,
+            f"{repeated[0]}{more}; average the ratings of a clip first, or give those "
+            "of each rater to `python -m experiments.subjective analyse`, which writes "
+            "labels.csv",
+        )
     if problems:
         more = len(problems) - _MAX_PROBLEMS
         shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
         raise schema.InputError(f"{path} cannot be used:\n  " + "\n  ".join(shown))
+    if scored and not any(item.labels for item in items):
+        raise schema.InputError(
+            f"{path} has no score at all: all cells of "
+            f"{', '.join(task.name for task in tasks)} are missing ones"
+        )
     if drawn:
         split_of = draw_splits(
             collections.Counter(item.source for item in items), seed=seed, path=path
@@ -113,7 +143,8 @@ def read(
         items = [
             dataclasses.replace(item, split=split_of[item.source]) for item in items
         ]
-    left_out = tuple(file for file in files.paths if file not in seen)
+    named = {file.resolve() for file in seen}
+    left_out = tuple(file for file in listed.paths if file.resolve() not in named)
     return Table(tasks, tuple(items), left_out, drawn)
 
 
@@ -156,15 +187,6 @@ def draw_splits(
     return result
 
 
-def videos(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Lists the videos in a folder and the folders in it, by name."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
-    )
-
-
 def _key(text: str) -> str:
     """Returns a name as it is compared.
 
@@ -175,64 +197,58 @@ def _key(text: str) -> str:
 
 
 class _Files:
-    """Finds clips by file name or relative path, with or without extension."""
+    """Finds clips by path, or by file name with or without extension."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
-        self.paths = videos(folder)
+        self.paths = files.videos(folder)
         self._by_key: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
         for file in self.paths:
-            inside = self._inside(file)
-            names = (
-                inside.as_posix(),
-                inside.with_suffix("").as_posix(),
-                file.name,
-                file.stem,
-            )
+            inside = file.relative_to(folder)
+            bare = files.bare(inside)
+            names = (inside.as_posix(), bare.as_posix(), inside.name, bare.name)
             for key in {_key(name) for name in names}:
                 self._by_key[key].append(file)
 
-    def find(self, text: str, problem) -> tuple[pathlib.Path | None, str]:
-        """Returns the file and its clip id.
+    def find(self, text: str) -> pathlib.Path | None:
+        """Returns the file, None where there is none or several."""
+        for name in (text, text.replace("\\", "/")):
+            if text and os.path.isfile(self._folder / name):
+                return self._inside(self._folder / name)
+        same = self._matches(text)
+        return same[0] if len(same) == 1 else None
 
-        The id is the relative path, without extension where that is unique.
-        """
+    def missing(self, text: str) -> str:
+        """Says why `find` returned None."""
         if not text:
-            problem("the clip is empty")
-            return None, text
+            return "the clip is empty"
+        same = self._matches(text)
+        if not same:
+            return f"clip {text!r} is not in {self._folder}"
+        names = " or ".join(str(file.relative_to(self._folder)) for file in same)
+        return f"clip {text!r} may be {names}; give its path with extension"
+
+    def _matches(self, text: str) -> list[pathlib.Path]:
         key = _key(text)
         if key not in self._by_key:
             key = _key(text.replace("\\", "/"))
-        found = self._by_key.get(key, [])
-        found = (
-            [file for file in found if file == self._folder / text]
-            or [file for file in found if _key(self._inside(file).as_posix()) == key]
-            or found
-        )
-        if len(found) != 1:
-            problem(
-                f"clip {text!r} is not in {self._folder}"
-                if not found
-                else f"clip {text!r} may be "
-                + " or ".join(str(self._inside(file)) for file in found)
-                + "; give its path with extension"
-            )
-            return None, text
-        inside = self._inside(found[0])
-        bare = inside.with_suffix("").as_posix()
-        same = [
+        same = self._by_key.get(key, [])
+        return [
             file
-            for file in self._by_key[_key(bare)]
-            if self._inside(file).with_suffix("").as_posix() == bare
-        ]
-        clip = bare if len(same) == 1 else inside.as_posix()
-        if clip != clip.encode("utf-8", "ignore").decode():
-            problem(f"the name {clip!r} is not UTF-8, which data sets need: rename it")
-            return None, text
-        return found[0], clip
+            for file in same
+            if _key(file.relative_to(self._folder).as_posix()) == key
+        ] or same
 
     def _inside(self, file: pathlib.Path) -> pathlib.Path:
-        return file.relative_to(self._folder)
+        """Writes a path as the listing does, so that a clip has one path."""
+        whole = pathlib.Path(os.path.abspath(file))
+        for base in (
+            pathlib.Path(os.path.abspath(self._folder)),
+            self._folder.resolve(),
+        ):
+            if whole.is_relative_to(base):
+                return self._folder / whole.relative_to(base)
+        return whole
 
 
 def _lines(
@@ -280,12 +296,10 @@ def _tasks(
             f"{path} has no task column; expected the header "
             "clip,source,split,<task>,..., for example with the task overall"
         )
-    for name in names:
-        if not name.isidentifier():
-            raise schema.InputError(
-                f"{path}: the column {name!r} cannot be a task's name; "
-                "expected letters, digits and underscores"
-            )
+    try:
+        schema.check_names("task", names)
+    except schema.InputError as error:
+        raise schema.InputError(f"a column of {path}: {error}") from error
     known = {task.name: task.description for task in schema.TASKS}
     return tuple(schema.Task(name, low, high, known.get(name, "")) for name in names)
 
@@ -307,7 +321,10 @@ def _score(text: str, task: schema.Task, problem) -> float | None:
     if value == -1 and not task.low <= -1 <= task.high:
         return None
     if not math.isfinite(value):
-        problem(f"{task.name} is {text!r}; expected a number, or an empty cell")
+        problem(
+            f"{task.name} is {text!r}; expected a number, or an empty cell "
+            "(--empty=NA also takes NA for one)"
+        )
         return None
     if not task.low <= value <= task.high:
         problem(

@@ -78,7 +78,9 @@ def _run(
     if options.networks():
         cache.keep_programs()
         heap.keep()
-    table = labels.read(given.labels, given.clips, low=low, high=high)
+    table = labels.read(
+        given.labels, given.clips, low=low, high=high, empty=given.empty.strip()
+    )
     planted = degrade_plan.provenance(given.labels)
     summary = build.build(
         table.items,
@@ -156,6 +158,12 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         "lowest and highest score (default: %(default)s)",
         default="1,5",
         metavar="LOW,HIGH",
+    )
+    add(
+        "empty",
+        "what a cell of the labels without a score may hold besides nothing, as NA",
+        default="",
+        metavar="TEXT",
     )
     for modality, available in clip.BACKENDS.items():
         if len(available) > 1:

@@ -22,7 +22,7 @@ import tqdm
 
 from extract import (
     decode,
-    labels,
+    files,
     landmarks,
     no_network,
     sound,
@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
             f"--max_seconds is {options.max_seconds}; expected a positive number"
         )
     model = landmarks.find_model(options.landmarker)
-    paths = labels.videos(folder)
+    paths = files.videos(folder)
     if not paths:
         raise schema.InputError(
             f"no videos in {folder}; expected files such as .mp4, at any depth"

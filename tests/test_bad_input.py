@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import pytest
 
-from extract import decode, labels, logmel, run, sound
+from extract import decode, files, labels, logmel, run, sound
 from tests import media, test_score
 from tqa_jax import data, records, schema, score
 
@@ -226,7 +226,7 @@ def ran(tmp_path_factory):
     folder = base / "clips"
     folder.mkdir()
     _make(folder)
-    readable = [file for file in labels.videos(folder) if "\udcff" not in file.name]
+    readable = [file for file in files.videos(folder) if "\udcff" not in file.name]
     names = sorted({file.name for file in readable}, key=lambda name: name not in NAMES)
     table = _write_labels(base / "labels.csv", names)
     arguments = [f"--clips={folder}", f"--labels={table}", f"--out={base / 'set'}"]
@@ -521,7 +521,7 @@ def _on_disk(base: pathlib.Path, options: list[str]):
     media.face(folder / "a.mp4", SECONDS)
     for number, name in enumerate(("b.mp4", "c.mp4", "d.mp4"), 1):
         (folder / name).write_bytes(_free(folder / "a.mp4", number))
-    names = [file.name for file in labels.videos(folder)]
+    names = [file.name for file in files.videos(folder)]
     table = _write_labels(base / "labels.csv", names)
     command = [*_MOUNTS, sys.executable, "-c", _IN_MOUNTS, place, json.dumps(options)]
     command += [f"--clips={folder}", f"--labels={table}", f"--out={place / 'set'}"]

@@ -63,10 +63,10 @@ def test_every_problem_is_named_at_once(folder):
     lines = str(caught.value).splitlines()
     assert "labels.csv cannot be used" in lines[0]
     expected = [
+        "line 4: clip 'b.mkv' has a row already, line 3; average the ratings",
         "line 2: overall is 9; expected 1 to 5",
         "line 3: source 'anna' is in 'test' and, line 2, in 'train'",
         "line 3: overall is 'good'; expected a number",
-        "line 4: clip 'b.mkv' has a row already, line 3",
         "line 4: unknown split 'holdout'; available: train, validation, test",
         "line 5: clip 'zz' is not in",
         "line 6: overall is 'nan'",
@@ -75,6 +75,39 @@ def test_every_problem_is_named_at_once(folder):
     assert len(lines) == 1 + len(expected)
     for line, part in zip(lines[1:], expected, strict=True):
         assert part in line
+
+
+def test_rows_of_raters_get_one_line_that_says_what_to_do(folder):
+    rows = [f"{clip},{name},3\n" for name in ("anna", "ben", "cleo") for clip in "bc"]
+    with pytest.raises(schema.InputError) as caught:
+        _read(folder, "clip,rater,overall\n" + "".join(rows))
+    lines = str(caught.value).splitlines()
+    assert lines[1].strip() == (
+        "line 4: clip 'b' has a row already, line 2 (and so have 3 more); average the "
+        "ratings of a clip first, or give those of each rater to "
+        "`python -m experiments.subjective analyse`, which writes labels.csv"
+    )
+    assert sum("has a row already" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("cell", ["", "-1", "NA"])
+def test_a_file_without_any_score_is_refused(folder, cell):
+    text = f"clip,split,overall,humour\na.mp4,train,{cell},\nb,test,,{cell}\n"
+    with pytest.raises(schema.InputError, match="no score at all: .*overall, humour"):
+        _read(folder, text, empty="NA")
+    assert [item.labels for item in _read(folder, text, scored=False).items] == [{}, {}]
+
+
+def test_what_stands_for_an_empty_cell_is_said(folder):
+    text = "clip,split,overall,humour\na.mp4,train,NA,1\nb,train,2,\n"
+    assert [i.labels for i in _read(folder, text, empty="NA").items] == [
+        {"humour": 1.0},
+        {"overall": 2.0},
+    ]
+    with pytest.raises(schema.InputError, match="'NA'; .* empty cell .--empty=NA"):
+        _read(folder, text)
+    with pytest.raises(schema.InputError, match="overall is 'NA'"):
+        _read(folder, text, empty="n/a")
 
 
 def test_problems_without_end_are_cut(folder):
@@ -91,7 +124,10 @@ def test_problems_without_end_are_cut(folder):
         ("clip;overall\na.mp4;3\n", "separated by semicolons"),
         ("clip,source,split\na.mp4,s,train\n", "no task column"),
         ("clip,overall,overall\na.mp4,3,3\n", "'overall' twice"),
-        ("clip,over all\na.mp4,3\n", "'over all' cannot be a task's name"),
+        (
+            "clip,over all\na.mp4,3\n",
+            "column of .*labels.csv: task name 'over all' must be letters",
+        ),
         ("clip,overall\n", "no rows"),
         ("clip,overall\na.mp4\n", "line 2 has 1 cells; its header has 2"),
         ("clip,overall\na,3\n", "'a' may be a.mp4 or sub/a.mov; give"),

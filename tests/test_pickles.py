@@ -295,6 +295,8 @@ def _with(key, value, where="features"):
         (_with("visual", np.ones((9, 5))), "visual has 163 features in"),
         (_with("overall_score", "good", "labels"), "overall_score is a str, no score"),
         (_with("overall_score", 10**400, "labels"), "overall_score is a int, no score"),
+        (_with("overall", 3.0, "labels"), "'overall' and 'overall_score', which would"),
+        (_with("total_score", 0.5, "labels"), "task name 'total' is taken"),
         (_with("a\nb", 1.0, "labels"), r"a label of the name 'a\nb'"),
         ([_sample(0, 0) | {"split": "train", "video_id": "\udc80_00001"}], "not name"),
         ([_sample(0, 0) | {"split": "train", "video_id": "\x1b_00001"}], "not name"),

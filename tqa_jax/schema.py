@@ -8,12 +8,21 @@ import dataclasses
 import json
 import math
 import pathlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 FORMAT = "tqa_jax.dataset/1"
 FPS = 25.0
 SPLITS = ("train", "validation", "test")
+
+# What stands beside the names of tasks in the logs and tables that we write and read,
+# and what is put behind the name of a task there.
+_OWN_NAMES = (
+    *("clip", "source", "split", "seconds", "warnings", "error"),
+    *("total", "consistency", "average"),
+)
+_OWN_ENDINGS = ("_score", "_label", "_spread", "_low", "_high", "_sd")
 
 
 class InputError(ValueError):
@@ -73,14 +82,7 @@ class Schema:
         for kind, items in (("modality", self.modalities), ("task", self.tasks)):
             if not items:
                 raise InputError(f"a schema needs at least one {kind}; got none")
-            names = [item.name for item in items]
-            for name in names:
-                if not name.isidentifier():
-                    raise InputError(
-                        f"{kind} name {name!r} must be letters, digits and underscores"
-                    )
-                if names.count(name) > 1:
-                    raise InputError(f"{kind} {name!r} is listed twice")
+            check_names(kind, [item.name for item in items])
         for modality in self.modalities:
             if modality.width < 1:
                 raise InputError(
@@ -143,6 +145,46 @@ class Schema:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"schema cannot be read: {error!r}") from error
+
+
+def check_names(kind: str, names: Sequence[str]) -> None:
+    """Checks that names can be columns and keys beside each other and beside ours.
+
+    Args:
+        kind: `task` or `modality`.
+        names: all of that kind.
+
+    Raises:
+        InputError: naming the first that is no word, is taken by us, or is another
+            one but for upper case or for what we put behind a task's name.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        if not name.isidentifier():
+            raise InputError(
+                f"{kind} name {name!r} must be letters, digits and underscores"
+            )
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        if kind == "task" and folded in _OWN_NAMES:
+            raise InputError(
+                f"task name {name!r} is taken: tables and logs have it for something "
+                "else; choose another name"
+            )
+        if known.setdefault(folded, name) != name:
+            raise InputError(
+                f"{kind} names {known[folded]!r} and {name!r} differ in case only; "
+                "choose another name for one"
+            )
+        if names.count(name) > 1:
+            raise InputError(f"{kind} {name!r} is listed twice")
+    for folded, name in known.items() if kind == "task" else ():
+        for ending in _OWN_ENDINGS:
+            if folded + ending in known:
+                raise InputError(
+                    f"task name {known[folded + ending]!r} is taken: tables have "
+                    f"{ending!r} behind {name!r} for something else; choose another "
+                    "name"
+                )
 
 
 TASKS = (

@@ -140,12 +140,13 @@ def _run(options: argparse.Namespace) -> int:
             f"{name}_weights": getattr(options, f"{name}_weights") for name in _WEIGHTED
         },
     )
+    tasks = [task["name"] for task in judge.schema["tasks"]]
+    schema.check_names("task", tasks)
     paths = _videos(options.paths)
     results = score_files(
         judge, paths, extraction_options=measured, num_workers=options.num_workers
     )
     several = len(paths) > 1 or options.paths[0].is_dir()
-    tasks = [task["name"] for task in judge.schema["tasks"]]
     text = _csv(results, tasks) if several else _json(results[0])
     if options.out is None:
         sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
@@ -319,16 +320,15 @@ def _videos(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     Raises:
         InputError: for a path that does not exist, or a folder without a video.
     """
-    from extract import labels
+    from extract import files
 
     found: list[pathlib.Path] = []
     for path in paths:
         if path.is_dir():
-            inside = labels.videos(path)
+            inside = files.videos(path)
             if not inside:
                 raise schema.InputError(
-                    f"no video in {path}; expected "
-                    f"{', '.join(sorted(labels.VIDEO_SUFFIXES))}"
+                    f"no video in {path}; expected {', '.join(sorted(files.SUFFIXES))}"
                 )
             found += inside
         elif path.exists():

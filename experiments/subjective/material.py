@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.subjective import design, playable, tables
+from extract import files
 from tqa_jax import schema
 
 KINDS = ("training", "practice", "trial", "control")
@@ -194,7 +195,7 @@ class _Clips:
         self._path, self._folder, self._problems = path, folder, []
         self._refused: dict[str, str] = {}
         self._by_stem: dict[str, list[str]] = {}
-        for file in sorted(folder.rglob("*")):
+        for file in files.videos(folder):
             if file.suffix.lower() in playable.SUFFIXES:
                 inside = file.relative_to(folder)
                 stem = inside.with_suffix("").as_posix()

@@ -107,8 +107,9 @@ def choose(text: str, optional: str) -> list[Question]:
                 )
         found = [known[name] for name in names]
     tasks = [question.task for question in found]
-    if len(set(tasks)) < len(tasks):
-        raise schema.InputError(f"--tasks has a task twice: {', '.join(tasks)}")
+    schema.check_names("task", tasks)
+    if {"label", "path"} & set(tasks):  # left_label and left_path are of the page
+        raise schema.InputError("no task can be called label or path; rename it")
     may = {name.strip() for name in optional.split(",") if name.strip()}
     if may - set(tasks):
         raise schema.InputError(

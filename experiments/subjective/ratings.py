@@ -125,7 +125,7 @@ def read(paths: Sequence[str | pathlib.Path]) -> Ratings:
 def _files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
     found: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
-        inside = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        inside = sorted(path.glob("[!.]*.csv")) if path.is_dir() else [path]
         if not inside:
             raise schema.InputError(f"{path} holds no CSV file of ratings")
         found += inside

@@ -5,12 +5,10 @@ digests of everything they depend on; `<out>` itself appears complete at the end
 Whatever stops the job in between, the same call goes on where it was.
 """
 
-import collections
 import csv
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -19,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from extract import decode, labels, landmarks, pool, workers
+from extract import decode, files, labels, landmarks, pool, workers
 from extract.degrading import degrade_plan, planted, planting
 from extract.degrading.degrade_plan import Copy, Original
 from extract.rendering import demo_plan
@@ -143,32 +141,26 @@ def _originals(
 ) -> tuple[list[Original], list[tuple[str, str]]]:
     """Lists the clips with sources and splits, and those that cannot be read."""
     if rated is not None:
-        table = labels.read(rated, clips, low=-math.inf, high=math.inf)
+        table = labels.read(rated, clips, scored=False)
         listed = [
             (item.path, item.clip, item.source, item.split) for item in table.items
         ]
     else:
         if not clips.is_dir():
             raise schema.InputError(f"no folder of clips at {clips}")
-        files = labels.videos(clips)
-        if not files:
+        paths = files.videos(clips)
+        if not paths:
             raise schema.InputError(
                 f"no clip in {clips}; expected files such as {clips / 'clip.mp4'}"
             )
-        names = [file.relative_to(clips) for file in files]
-        bare = collections.Counter(name.with_suffix("") for name in names)
-        ids = [
-            (name.with_suffix("") if bare[name.with_suffix("")] == 1 else name)
-            for name in names
-        ]
-        ids = [name.as_posix() for name in ids]
+        ids = files.ids(paths, clips)
         if len(ids) < len(labels.SPLIT_SHARES):
             split_of = dict.fromkeys(ids, "train")
         else:
             split_of = labels.draw_splits(dict.fromkeys(ids, 1), seed=0, path=clips)
         listed = [
-            (file, name, name, split_of[name])
-            for file, name in zip(files, ids, strict=True)
+            (path, name, name, split_of[name])
+            for path, name in zip(paths, ids, strict=True)
         ]
     originals, unreadable = [], []
     for path, name, source, split in listed:

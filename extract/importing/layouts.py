@@ -180,6 +180,11 @@ def _labels(value: Any, where: str) -> dict[str, Any]:
     for key in _dict(value, f"{where}, labels"):
         if not key.isidentifier():
             raise schema.InputError(f"{where} has a label of the name {key[:80]!r}")
+        if f"{key}_score" in value:
+            raise schema.InputError(
+                f"{where} has the labels {key[:80]!r} and '{key[:80]}_score', which "
+                "would be one task; rename one"
+            )
     return value
 
 

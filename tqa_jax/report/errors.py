@@ -162,11 +162,11 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
     found: dict[str, pathlib.Path] = {}
-    from extract import labels
+    from extract import files
 
-    for file in labels.videos(folder):
+    for file in files.videos(folder):
         inside = file.relative_to(folder)
-        for key in (inside.as_posix(), inside.with_suffix("").as_posix()):
+        for key in (inside.as_posix(), files.bare(inside).as_posix()):
             found.setdefault(key, file)
     return found
 
