@@ -186,6 +186,17 @@ def test_a_folder_gives_a_row_a_clip_and_tells_of_failures(clips, scorer, capsys
     assert "b.mp4: not scored: not a readable video" in err
 
 
+def test_a_scorer_whose_tasks_would_double_a_column_is_refused(
+    clips, scorer, tmp_path, capsys, monkeypatch
+):
+    judge = score.scorer.load(scorer)
+    judge.schema["tasks"][0]["name"] = "seconds"
+    monkeypatch.setattr(score.scorer, "load", lambda path: judge)
+    status, _, err = run(capsys, clips, f"--scorer={scorer}")
+    assert status == 2 and "error: task name 'seconds' is taken" in err
+    assert err.count("\n") == 1
+
+
 def test_names_with_markup_are_escaped(clips, scorer, tmp_path, capsys):
     name = tmp_path / "<img src=x onerror=alert(1)>&'\".mp4"
     name.write_bytes((clips / "a.mp4").read_bytes())

@@ -252,6 +252,14 @@ def test_questions_of_ones_own_come_from_a_table(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("task", ["path", "label", "total", "seconds"])
+def test_questions_whose_answers_would_be_lost_are_refused(tmp_path, task):
+    header = ("task", "title", "question", "anchor_1", "anchor_3", "anchor_5")
+    path = subjective.table(tmp_path / "q.csv", header, [(task, "T", "Is it?", *"abc")])
+    with pytest.raises(schema.InputError, match="no task can be called|is taken"):
+        questions.choose(str(path), "")
+
+
 def test_codecs_are_read_from_the_file(tmp_path, clips):
     assert playable.problem(clips / subjective.NAMES[0]) == ""
     silent = media.simple(tmp_path / "a.mp4", codec="libx264", sound=None)

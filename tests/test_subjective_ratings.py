@@ -50,6 +50,12 @@ def test_what_is_written_is_read_back(tmp_path):
     assert here == [answers.clips[n] for n in answers.left]
 
 
+def test_what_the_page_keeps_from_spreadsheets_is_read_as_it_was(tmp_path):
+    write(tmp_path / "a.csv", LINE.replace("x.mp4,y.mp4", "'-7TM.mp4,'=y.mp4"))
+    (tmp_path / "._a.csv").write_bytes(b"\0\5\x16\7")  # macOS puts it beside the other
+    assert ratings.read([tmp_path]).clips == ("-7TM.mp4", "=y.mp4")
+
+
 def test_copies_count_once_and_contradictions_are_refused(tmp_path):
     write(tmp_path / "a.csv", LINE)
     write(tmp_path / "b.csv", LINE, LINE.replace(",0,trial", ",1,trial"))

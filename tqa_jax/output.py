@@ -1,4 +1,4 @@
-"""A file that is there and whole, or not there."""
+"""A file that is there and whole, or not there; CSVs and locks."""
 
 import contextlib
 import csv

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from experiments.subjective import older_ratings
 from tqa_jax import schema
 
+# The page puts it before what a spreadsheet would compute, such as the clip -7TM.mp4.
+_GUARD = re.compile(r"^'(?=[=+\-@])")
 KINDS = ("training", "trial", "repeat", "control")
 _PREFERENCES = {"left": 1.0, "equal": 0.0, "right": -1.0, "": math.nan}
 _FIXED = (
@@ -139,7 +142,7 @@ def _lines(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             lines = [
-                (reader.line_num, [cell.strip() for cell in line])
+                (reader.line_num, [_GUARD.sub("", cell.strip()) for cell in line])
                 for line in reader
                 if any(line)
             ]
