@@ -102,6 +102,11 @@ def test_run_learns_and_leaves_documented_files(whole):
     assert results["selected"]["value"] == pytest.approx(found[best]["selection"])
 
 
+def test_finished_run_is_shown_where_nothing_can_be_locked(data, whole, monkeypatch):
+    monkeypatch.setattr(train.output, "lock", None)
+    assert train.run(small.config(), data_path=data, workdir=whole)["tasks"]
+
+
 def test_finished_run_is_shown_not_repeated(data, whole):
     before = {p: p.stat().st_mtime_ns for p in whole.iterdir()}
     results = train.run(small.config(), data_path=data, workdir=whole)
