@@ -143,16 +143,21 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
             previous, pixels = (time, frame), None
     if previous is None:
         raise ClipError(_no_picture(about))
-    _check_pictures(about, media, stamps, damaged[video])
-    if damaged[audio] > _MAX_LOST * heard_packets:
-        raise ClipError(
-            f"undecodable: {damaged[audio]} of {heard_packets} packets of sound are "
-            "damaged"
-        )
-    if damaged[audio]:
-        media.notes.append(
-            f"{damaged[audio]} of {heard_packets} packets of sound are damaged"
-        )
+    before = 0
+    if about.shown is not None:
+        before = max(0, round((float(stamps.origin) - about.shown) / stamps.step))
+    reasons = {
+        "time stamps that go back": stamps.dropped,
+        "damaged": damaged[video],
+        "before the first keyframe": before,
+    }
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items() if count)
+    lost = sum(reasons.values())
+    count = len(media.frame_seconds) + lost
+    _lose(media, lost, count, f"{lost} of {count} pictures are lost ({why})")
+    lost = damaged[audio]
+    text = f"{lost} of {heard_packets} packets of sound are damaged"
+    _lose(media, lost, heard_packets, text)
     # As many rows as the clip's length rounds to, so that a sliver makes none.
     end = previous[0] + stamps.last_duration - _ROW / 2
     while media.rows == 0 or media.rows * _ROW < end:
@@ -169,10 +174,15 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
     media.notes += sounds.notes
     length = sum(len(piece) for _, piece in media.chunks) / sound.SAMPLE_RATE
     twice = sound.overlapping(media.chunks) / sound.SAMPLE_RATE
-    text = f"{twice:.2f} of {length:.2f} s of sound lie over other sound"
-    if twice > _MAX_LOST * length:
-        raise ClipError(f"{text}: its time stamps go back")
-    if twice:
+    text = f"{twice:.2f} of {length:.2f} s of sound are overwritten by later sound"
+    _lose(media, twice, length, text)
+
+
+def _lose(media: Media, lost: float, of: float, text: str) -> None:
+    """Notes what a clip has lost, or refuses a clip that has lost much."""
+    if lost > _MAX_LOST * of:
+        raise ClipError(text)
+    if lost:
         media.notes.append(text)
 
 
@@ -186,27 +196,6 @@ def _no_picture(about: packets.Survey) -> str:
             "them; cut clips at keyframes, or encode them again when cutting"
         )
     return f"none of {about.pictures} pictures can be decoded: they are damaged"
-
-
-def _check_pictures(about: packets.Survey, media: Media, stamps, damaged: int) -> None:
-    """Notes pictures that are lost, and refuses a clip that loses many."""
-    before = 0
-    if about.shown is not None:
-        before = round((float(stamps.origin) - about.shown) / stamps.step)
-    reasons = {
-        "time stamps that go back": stamps.dropped,
-        "damaged": damaged,
-        "before the first keyframe": max(0, before),
-    }
-    lost = sum(reasons.values())
-    if not lost:
-        return
-    count = len(media.frame_seconds) + lost
-    why = ", ".join(f"{reason}: {many}" for reason, many in reasons.items() if many)
-    text = f"{lost} of {count} pictures are lost ({why})"
-    if lost > _MAX_LOST * count:
-        raise ClipError(text)
-    media.notes.append(text)
 
 
 def _check_promises(container, about, start: float, seconds: float, heard: float):
@@ -224,21 +213,31 @@ def _check_promises(container, about, start: float, seconds: float, heard: float
     if in_all and math.isclose(in_all, guess, rel_tol=1e-3):
         return
     in_video, in_audio = (
-        float((stream.duration or 0) * stream.time_base)
-        for stream in (container.streams[about.video], container.streams[about.audio])
+        _stated_seconds(container.streams[at]) for at in (about.video, about.audio)
     )
-    first, last = about.stamped
     late = max(0.0, start)
     for what, promised, found in (
         ("pictures", in_video, seconds + late),
         # What is heard after the pictures is of no use.
         ("sound", min(in_audio, seconds + late), heard + late),
-        ("file", in_all, max(last, last - first)),
+        ("the file", 0.0 if in_video else in_all, about.last),
     ):
         if promised - found > max(0.5, _MAX_LOST * promised):
             raise ClipError(
                 f"truncated: {found:.1f} s of {promised:.1f} s of {what} are there"
             )
+
+
+def _stated_seconds(stream) -> float:
+    """Returns the length that the header states for a stream, 0 where it does not."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    parts = stream.metadata.get("DURATION", "").split(":")  # of Matroska: 0:01:02.345
+    try:
+        hours, minutes, seconds = map(float, parts)
+    except ValueError:
+        return 0.0
+    return 3600 * hours + 60 * minutes + seconds
 
 
 class _Stamps:

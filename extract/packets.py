@@ -48,7 +48,7 @@ class Survey:
         pictures: packets of the video.
         keyframes: how many of them can be decoded without the others.
         shown: time stamp of the first picture; None without stamps.
-        stamped: first and last instant of all streams, as the file has them.
+        last: last instant of any stream, as the file has it, from 0 or its first.
     """
 
     video: int
@@ -59,7 +59,7 @@ class Survey:
     pictures: int
     keyframes: int
     shown: float | None
-    stamped: tuple[float, float]
+    last: float
 
 
 def open_file(path: pathlib.Path) -> av.container.InputContainer:
@@ -154,7 +154,10 @@ def survey(path: pathlib.Path, max_seconds: float) -> Survey:
                 lasts[index] += 0.0 if joinable and ahead > _AHEAD else ahead
                 latest[index] = decoded
             if lasts[video] > max_seconds:
-                raise ClipError(f"longer than {max_seconds:g} s")
+                stream = container.streams[video]
+                stated = float((stream.duration or 0) * stream.time_base)
+                length = f"lasts {stated:.0f} s, " if stated > max_seconds else ""
+                raise ClipError(f"{length}longer than {max_seconds:g} s")
             if lasts[index] <= 2 * max_seconds:  # what is later is never used
                 entries.append((place[index], index, decoded, *span))
     if joinable:  # FFmpeg gives the last packet of a stream when it meets its next one
@@ -180,7 +183,7 @@ def survey(path: pathlib.Path, max_seconds: float) -> Survey:
         pictures=pictures,
         keyframes=keyframes,
         shown=shown,
-        stamped=(first, end),
+        last=max(end, end - first),
     )
 
 
