@@ -143,16 +143,18 @@ def survey(path: pathlib.Path, max_seconds: float) -> Survey:
                 keyframes += packet.is_keyframe
             if not packet.size or packet.is_discard or stamp is None:
                 continue
-            span = float(stamp * step), float((stamp + (packet.duration or 0)) * step)
+            decoded = None if packet.dts is None else float(packet.dts * step)
+            ahead = max(0.0, (decoded or 0.0) - latest.get(index, decoded or 0.0))
+            ahead = 0.0 if joinable and ahead > _AHEAD else ahead
+            if decoded is not None:
+                latest[index] = decoded
+            length = float((packet.duration or 0) * step) or ahead
+            span = float(stamp * step), float(stamp * step) + length
             first, end = min(first, span[0]), max(end, span[1])
             if index not in place:
                 continue
             place[index] = place[index] if packet.pos is None else packet.pos
-            decoded = None if packet.dts is None else float(packet.dts * step)
-            if decoded is not None:
-                ahead = max(0.0, decoded - latest.get(index, decoded))
-                lasts[index] += 0.0 if joinable and ahead > _AHEAD else ahead
-                latest[index] = decoded
+            lasts[index] += ahead
             if lasts[video] > max_seconds:
                 stream = container.streams[video]
                 stated = float((stream.duration or 0) * stream.time_base)
