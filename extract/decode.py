@@ -203,7 +203,7 @@ def _check_promises(container, about, start: float, seconds: float, heard: float
 
     A header may state the length, or the last instant, which counts from time stamp 0.
     """
-    if container.format.flags & av.format.Flags.ts_discont.value:
+    if about.joinable:
         return  # FFmpeg takes the last time stamps, which may start again
     in_all = (container.duration or 0) / av.time_base
     # Where the header is silent, FFmpeg divides the file's size by the bit rates that

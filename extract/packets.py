@@ -5,6 +5,7 @@ again half-way (joined recordings) on; so does this. Nothing is decoded here.
 """
 
 import bisect
+import collections
 import dataclasses
 import math
 import pathlib
@@ -43,6 +44,8 @@ class Survey:
         video: position of the video among the streams.
         audio: likewise.
         notes: what a person should know of them, one line each.
+        joinable: whether the format may be joined byte by byte; its headers state no
+            lengths of their own then.
         joins: places in the file at which time stamps start again.
         shifts: what to add to the stamps before, between and after the joins.
         pictures: packets of the video.
@@ -54,12 +57,13 @@ class Survey:
     video: int
     audio: int
     notes: list[str]
-    joins: list[int]
-    shifts: list[float]
-    pictures: int
-    keyframes: int
-    shown: float | None
-    last: float
+    joinable: bool
+    joins: list[int] = dataclasses.field(default_factory=list)
+    shifts: list[float] = dataclasses.field(default_factory=list)
+    pictures: int = 0
+    keyframes: int = 0
+    shown: float | None = None
+    last: float = 0.0
 
 
 def open_file(path: pathlib.Path) -> av.container.InputContainer:
@@ -127,66 +131,66 @@ def survey(path: pathlib.Path, max_seconds: float) -> Survey:
         ClipError: a stream is missing or in an unknown format, the clip is too long, or
             the file cannot be read.
     """
-    entries = []  # place in the file, stream, decoding time, start and end
-    latest: dict[int, float] = {}
-    pictures = keyframes = 0
-    first, end = math.inf, -math.inf
     with open_file(path) as container:
-        video, audio, notes = _chosen(container, path)
-        place, lasts = {video: 0, audio: 0}, {video: 0.0, audio: 0.0}
         joinable = bool(container.format.flags & av.format.Flags.ts_discont.value)
-        for packet in each(container):
-            index, step = packet.stream_index, packet.time_base
-            stamp = packet.dts if packet.pts is None else packet.pts
-            if index == video and packet.size:
-                pictures += 1
-                keyframes += packet.is_keyframe
-            if not packet.size or packet.is_discard or stamp is None:
-                continue
-            decoded = None if packet.dts is None else float(packet.dts * step)
-            ahead = max(0.0, (decoded or 0.0) - latest.get(index, decoded or 0.0))
-            ahead = 0.0 if joinable and ahead > _AHEAD else ahead
-            if decoded is not None:
-                latest[index] = decoded
-            length = float((packet.duration or 0) * step) or ahead
-            span = float(stamp * step), float(stamp * step) + length
-            first, end = min(first, span[0]), max(end, span[1])
-            if index not in place:
-                continue
-            place[index] = place[index] if packet.pos is None else packet.pos
-            lasts[index] += ahead
-            if lasts[video] > max_seconds:
-                stream = container.streams[video]
-                stated = float((stream.duration or 0) * stream.time_base)
-                length = f"lasts {stated:.0f} s, " if stated > max_seconds else ""
-                raise ClipError(f"{length}longer than {max_seconds:g} s")
-            if lasts[index] <= 2 * max_seconds:  # what is later is never used
-                entries.append((place[index], index, decoded, *span))
+        video, audio, notes = _chosen(container, path)
+        about = Survey(video=video, audio=audio, notes=notes, joinable=joinable)
+        entries = _read(container, about, max_seconds)
     if joinable:  # FFmpeg gives the last packet of a stream when it meets its next one
         entries.sort(key=lambda entry: entry[0])
-    joins, parts = _parts(entries, joinable)
-    if joins:
+    about.joins, parts = _parts(entries, joinable)
+    if about.joins:
         notes.append(f"{len(parts)} recordings joined: time stamps start again")
-    shifts: list[float] = []
+    shift = 0.0
     ends: dict[int, float] = {}
-    shown = None
     for part in parts:
         over = [ends[index] - at[0] for index, at in part.items() if index in ends]
-        shifts.append(max(over, default=shifts[-1] if shifts else 0.0))
-        ends |= {index: at[1] + shifts[-1] for index, at in part.items()}
-        if shown is None and video in part:
-            shown = part[video][0] + shifts[-1]
-    return Survey(
-        video=video,
-        audio=audio,
-        notes=notes,
-        joins=joins,
-        shifts=shifts,
-        pictures=pictures,
-        keyframes=keyframes,
-        shown=shown,
-        last=max(end, end - first),
-    )
+        shift = max(over, default=shift)
+        about.shifts.append(shift)
+        ends |= {index: at[1] + shift for index, at in part.items()}
+        if about.shown is None and video in part:
+            about.shown = part[video][0] + shift
+    return about
+
+
+def _read(container, about: Survey, max_seconds: float) -> list[tuple]:
+    """Returns of each packet place, stream, decoding time, start and end."""
+    entries = []
+    place = {about.video: 0, about.audio: 0}
+    latest: dict[int, float] = {}
+    read: dict[int, float] = collections.defaultdict(float)  # seconds of each stream
+    first = math.inf
+    for packet in each(container):
+        index, step = packet.stream_index, packet.time_base
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if index == about.video and packet.size:
+            about.pictures += 1
+            about.keyframes += packet.is_keyframe
+        if not packet.size or packet.is_discard or stamp is None:
+            continue
+        decoded = None if packet.dts is None else float(packet.dts * step)
+        ahead = 0.0
+        if decoded is not None:
+            ahead = max(0.0, decoded - latest.get(index, decoded))
+            ahead = 0.0 if about.joinable and ahead > _AHEAD else ahead
+            if about.joinable or decoded > latest.get(index, -math.inf):
+                latest[index] = decoded
+        start = float(stamp * step)
+        end = start + (float((packet.duration or 0) * step) or ahead)
+        first = min(first, start)
+        about.last = max(about.last, end, end - first)
+        if index not in place:
+            continue
+        read[index] += ahead
+        if read[about.video] > max_seconds:
+            stream = container.streams[about.video]
+            stated = float((stream.duration or 0) * stream.time_base)
+            length = f"lasts {stated:.0f} s, " if stated > max_seconds else ""
+            raise ClipError(f"{length}longer than {max_seconds:g} s")
+        place[index] = place[index] if packet.pos is None else packet.pos
+        if read[index] <= 2 * max_seconds:  # what is later is never used
+            entries.append((place[index], index, decoded, start, end))
+    return entries
 
 
 def _chosen(container, path: pathlib.Path) -> tuple[int, int, list[str]]:
@@ -248,19 +252,19 @@ def _parts(entries: list[tuple], joinable: bool) -> tuple[list[int], list[dict]]
     return joins, parts
 
 
-def carried(packets: Iterator[av.Packet], found: Survey) -> Iterator[av.Packet]:
+def carried(packets: Iterator[av.Packet], about: Survey) -> Iterator[av.Packet]:
     """Moves time stamps after each join: all streams alike, so that they stay together.
 
     Args:
         packets: of the surveyed file; changed in place.
-        found: from `survey`.
+        about: from `survey`.
     """
     place: dict[int, int] = {}
     for packet in packets:
-        if found.joins and packet.size:
+        if about.joins and packet.size:
             index = packet.stream_index
             place[index] = place.get(index, 0) if packet.pos is None else packet.pos
-            shift = found.shifts[bisect.bisect(found.joins, place[index])]
+            shift = about.shifts[bisect.bisect(about.joins, place[index])]
             ticks = round(shift / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
