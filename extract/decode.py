@@ -16,30 +16,17 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
-from extract import picture, sound
+from extract import packets, picture, sound
+from extract.packets import ClipError
 from tqa_jax import schema
 
 MIN_SIDE = 16
 """Smallest width and height, in pixels, in which a face can be found."""
 
 _ROW = Fraction(1, int(schema.FPS))  # seconds
-# Media containers only: playlists (HLS, DASH, concat) could name other files.
-_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,mpegvideo,h264,hevc,avi,flv,"
-    "asf,ogg,mxf,nut,dv,swf,rm,gif,wav,mp3,flac,aac"
-)
 _MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192, beyond what cameras give
-_MAX_BAD_PACKETS = 0.05
-_MAX_MISSING = 0.05  # of the length that the header promises
+_MAX_LOST = 0.05  # of the pictures, of the sound, and of the length that is promised
 _MAX_TAIL_SECONDS = 0.5  # of sound after the pictures that nobody need know of
-
-
-class ClipError(Exception):
-    """A clip cannot be used; the message is a short reason for `rejected.csv`."""
-
-
-class GoneError(ClipError):
-    """A clip is not there now; it may be the next time."""
 
 
 @dataclasses.dataclass
@@ -79,35 +66,13 @@ def frames(
     """
     # FFmpeg takes `12:30.mp4` for an address unless a folder stands before it.
     path = pathlib.Path(path).absolute()
-    if not path.is_file():
-        raise GoneError("no such file")
-    if path.stat().st_size == 0:
-        raise ClipError("the file is empty (0 bytes)")
-    try:
-        container = av.open(
-            str(path),
-            options={"format_whitelist": _FORMATS},
-            metadata_errors="ignore",
-        )
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError(f"not a readable video: {_reason(error)}") from error
-    with container:
-        video, audio = _streams(container)
-        in_video, in_all = _header_seconds(container, video)
-        if (in_video or in_all or 0) > max_seconds:
-            raise ClipError(
-                f"lasts {in_video or in_all:.0f} s, longer than {max_seconds:g} s"
-            )
-        yield from _rows(container, video, audio, media, max_seconds)
-    seconds = media.rows / schema.FPS
-    heard = max((at + len(piece)) / sound.SAMPLE_RATE for at, piece in media.chunks)
-    # Some headers state the last instant, which counts from time stamp 0.
-    last = max(seconds, heard) + max(0.0, media.start_seconds)
-    for promised, found in ((in_video, seconds), (in_all, last)):
-        if promised and promised - found > max(0.5, _MAX_MISSING * promised):
-            raise ClipError(
-                f"truncated: {found:.1f} s of {promised:.1f} s could be decoded"
-            )
+    about = packets.survey(path, max_seconds)
+    media.notes += about.notes
+    with packets.open_file(path) as container:
+        yield from _rows(container, about, media, max_seconds)
+        seconds = media.rows / schema.FPS
+        heard = max((at + len(piece)) / sound.SAMPLE_RATE for at, piece in media.chunks)
+        _check_promises(container, about, media.start_seconds, seconds, heard)
     if heard - seconds > _MAX_TAIL_SECONDS:
         media.notes.append(
             f"the pictures end after {seconds:.2f} s: the {heard - seconds:.2f} s of "
@@ -115,22 +80,11 @@ def frames(
         )
 
 
-def _streams(container):
-    """Returns the video and the audio stream that players choose."""
-    pictures = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & av.stream.Disposition.attached_pic
-    ]
-    if not pictures:
-        raise ClipError("no video stream")
-    if not container.streams.audio:
-        raise ClipError("no audio stream")
-    video, audio = pictures[0], container.streams.audio[0]
-    for stream in (video, audio):
-        if stream.codec_context is None:
-            raise ClipError(f"the {stream.type} is in an unknown format")
-    if min(video.width, video.height) < MIN_SIDE:
+def _opened(container, about: packets.Survey):
+    """Returns the video and the audio stream, ready to be decoded."""
+    video, audio = (container.streams[at] for at in (about.video, about.audio))
+    # Both are 0 where no keyframe stands near the start; one may come later.
+    if video.width and min(video.width, video.height) < MIN_SIDE:
         raise ClipError(
             f"pictures of {video.width}x{video.height} pixels are smaller than "
             f"{MIN_SIDE}x{MIN_SIDE}"
@@ -146,22 +100,26 @@ def _streams(container):
     return video, audio
 
 
-def _rows(container, video, audio, media: Media, max_seconds: float):
+def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
     """Yields pictures at the rows' instants and collects the sound."""
+    video, audio = _opened(container, about)
     sounds = sound.Collector(int(2 * max_seconds * sound.SAMPLE_RATE))
     stamps = _Stamps(video)
     convert = _converter(float(video.sample_aspect_ratio or 1), media)
     max_rows = int(max_seconds * schema.FPS)
     previous = None  # (time, frame) before the current one
     pixels = None  # RGB of `previous`, converted when a row first needs it
-    packets = bad_packets = 0
-    for packet in _packets(container, video, audio):
-        packets += 1
+    damaged = {video: 0, audio: 0}
+    heard_packets = 0
+    for packet in packets.carried(packets.each(container, video, audio), about):
+        heard_packets += packet.stream is audio
         try:
             decoded = packet.decode()
         except av.error.FFmpegError:
-            bad_packets += 1
+            damaged[packet.stream] += previous is not None or packet.stream is audio
             continue
+        if packet.stream is video and packet.is_keyframe:
+            stamps.start(packet)
         for frame in decoded:
             if packet.stream is audio:
                 sounds.add(frame)
@@ -178,19 +136,28 @@ def _rows(container, video, audio, media: Media, max_seconds: float):
                 continue
             # `previous` serves every row that is nearer to it than to this frame.
             while media.rows * _ROW <= (previous[0] + time) / 2:
-                if media.rows >= max_rows:
-                    raise ClipError(f"longer than {max_seconds:g} s")
                 if pixels is None:
                     pixels = convert(previous[1])
                 media.rows += 1
                 yield pixels
             previous, pixels = (time, frame), None
     if previous is None:
-        raise ClipError("no frame could be decoded")
-    if bad_packets > _MAX_BAD_PACKETS * packets:
-        raise ClipError(f"undecodable: {bad_packets} of {packets} packets are damaged")
-    if bad_packets:
-        media.notes.append(f"{bad_packets} of {packets} packets are damaged")
+        raise ClipError(_no_picture(about))
+    before = 0
+    if about.shown is not None:
+        before = max(0, round((float(stamps.origin) - about.shown) / stamps.step))
+    reasons = {
+        "time stamps that go back": stamps.dropped,
+        "damaged": damaged[video],
+        "before the first keyframe": before,
+    }
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items() if count)
+    lost = sum(reasons.values())
+    count = len(media.frame_seconds) + lost
+    _lose(media, lost, count, f"{lost} of {count} pictures are lost ({why})")
+    lost = damaged[audio]
+    text = f"{lost} of {heard_packets} packets of sound are damaged"
+    _lose(media, lost, heard_packets, text)
     # As many rows as the clip's length rounds to, so that a sliver makes none.
     end = previous[0] + stamps.last_duration - _ROW / 2
     while media.rows == 0 or media.rows * _ROW < end:
@@ -204,52 +171,131 @@ def _rows(container, video, audio, media: Media, max_seconds: float):
     if not sounds.pieces:
         raise ClipError("the audio stream holds no sound")
     media.chunks = sound.place(sounds.pieces, stamps.origin)
+    media.notes += sounds.notes
+    length = sum(len(piece) for _, piece in media.chunks) / sound.SAMPLE_RATE
+    twice = sound.overlapping(media.chunks) / sound.SAMPLE_RATE
+    text = f"{twice:.2f} of {length:.2f} s of sound are overwritten by later sound"
+    _lose(media, twice, length, text)
 
 
-def _packets(container, video, audio):
-    """Yields packets in file order; a damaged end of the file ends them."""
-    packets = container.demux(video, audio)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.InvalidDataError, av.error.EOFError):
-            return
-        except IndexError:
-            # PyAV knows the streams of the header only and stops at a packet of
-            # another, which damaged transport streams have; reading goes on.
-            packets = container.demux(video, audio)
-            continue
-        except av.error.FFmpegError as error:
-            raise ClipError(f"cannot be read to its end: {_reason(error)}") from error
-        yield packet
+def _lose(media: Media, lost: float, of: float, text: str) -> None:
+    """Notes what a clip has lost, or refuses a clip that has lost much."""
+    if lost > _MAX_LOST * of:
+        raise ClipError(text)
+    if lost:
+        media.notes.append(text)
+
+
+def _no_picture(about: packets.Survey) -> str:
+    """Says why no picture of a file could be decoded."""
+    if not about.pictures:
+        return "the video stream holds no picture"
+    if not about.keyframes:
+        return (
+            f"none of {about.pictures} pictures can be decoded: no keyframe is among "
+            "them; cut clips at keyframes, or encode them again when cutting"
+        )
+    return f"none of {about.pictures} pictures can be decoded: they are damaged"
+
+
+def _check_promises(container, about, start: float, seconds: float, heard: float):
+    """Refuses a clip whose streams end before their headers say.
+
+    A header may state the length, or the last instant, which counts from time stamp 0.
+    """
+    if about.joinable:
+        return  # FFmpeg takes the last time stamps, which may start again
+    in_all = (container.duration or 0) / av.time_base
+    # Where the header is silent, FFmpeg divides the file's size by the bit rates that
+    # it knows, often the sound's alone: that is no promise.
+    bits = sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
+    guess = 8 * container.size / bits if bits else math.inf
+    if in_all and math.isclose(in_all, guess, rel_tol=1e-3):
+        return
+    in_video, in_audio = (
+        _stated_seconds(container.streams[at]) for at in (about.video, about.audio)
+    )
+    late = max(0.0, start)
+    for what, promised, found in (
+        ("pictures", in_video, seconds + late),
+        # What is heard after the pictures is of no use.
+        ("sound", min(in_audio, seconds + late), heard + late),
+        ("the file", 0.0 if in_video else in_all, about.last),
+    ):
+        if promised - found > max(0.5, _MAX_LOST * promised):
+            raise ClipError(
+                f"truncated: {found:.1f} s of {promised:.1f} s of {what} are there"
+            )
+
+
+def _stated_seconds(stream) -> float:
+    """Returns the length that the header states for a stream, 0 where it does not."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    parts = stream.metadata.get("DURATION", "").split(":")  # of Matroska: 0:01:02.345
+    try:
+        hours, minutes, seconds = map(float, parts)
+    except ValueError:
+        return 0.0
+    return 3600 * hours + 60 * minutes + seconds
 
 
 class _Stamps:
-    """Gives each video frame its time in seconds after the first frame."""
+    """Gives each video frame its time in seconds after the first frame.
+
+    Attributes:
+        origin: time stamp of the first frame.
+        last: of the last frame.
+        step: usual distance of frames.
+        last_duration: of the last frame.
+        dropped: frames whose stamp is not after that of the frame before.
+    """
 
     def __init__(self, stream) -> None:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        self._step = 1 / Fraction(rate)
-        self._last: Fraction | None = None
+        self.step = self.last_duration = 1 / Fraction(rate)
         self.origin = Fraction(0)
-        self.last_duration = self._step
+        self.last: Fraction | None = None
+        self.dropped = 0
+        self._keyframe: int | None = None  # decoding time of the first frame
+        self._order: int | None = None  # decoding time at which a frame came out
+        self._late = 0  # ticks by which it is later than the frame's own time
+        self._by_order = False
+
+    def start(self, packet) -> None:
+        """Takes a keyframe; the first holds the frame that comes out first."""
+        if self._keyframe is None:
+            self._keyframe = packet.dts
 
     def __call__(self, frame) -> Fraction | None:
         """Returns the frame's time; None for a frame that goes back in time."""
-        if frame.pts is not None:
-            stamp = frame.pts * frame.time_base
-        elif self._last is not None:
-            stamp = self._last + self._step
-        else:
-            stamp = Fraction(0)
-        if self._last is None:
+        stamp = self._stamp(frame)
+        if self.last is None:
             self.origin = stamp
-        elif stamp <= self._last:
+        elif stamp <= self.last:
+            self.dropped += 1
             return None
-        self._last = stamp
+        self.last = stamp
         duration = (frame.duration or 0) * frame.time_base
-        self.last_duration = duration if 0 < duration < 10 else self._step
+        self.last_duration = duration if 0 < duration < 10 else self.step
         return stamp - self.origin
+
+    def _stamp(self, frame) -> Fraction:
+        """Returns the time stamp that is right, or the usual step after the last."""
+        pts, dts, step = frame.pts, frame.dts, frame.time_base
+        if self.last is None:
+            self._by_order = pts is None
+            start = self._keyframe if pts is None else pts
+            self._late = dts - start if None not in (dts, start) else 0
+        elif pts is not None and pts * step <= self.last:
+            # Packed B-frames, made for AVI, have wrong times in other files too.
+            self._by_order |= None not in (dts, self._order) and dts > self._order
+        self._order = self._order if dts is None else dts
+        if self._by_order and dts is not None:
+            return (dts - self._late) * step
+        if pts is not None and not self._by_order:
+            return pts * step
+        return Fraction(0) if self.last is None else self.last + self.step
 
 
 def _converter(aspect: float, media: Media) -> Callable:
@@ -266,24 +312,3 @@ def _converter(aspect: float, media: Media) -> Callable:
         return pixels
 
     return convert
-
-
-def _header_seconds(container, video) -> tuple[float | None, float | None]:
-    """Returns the lengths of the video and of the file that the header states."""
-    in_video = in_all = None
-    if video.duration is not None:
-        in_video = float(video.duration * video.time_base)
-    if container.duration is not None:
-        in_all = container.duration / av.time_base
-    # Where the header is silent, FFmpeg divides the file's size by the bit rates that
-    # it knows, often the sound's alone: that is no promise.
-    bits = sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
-    guess = 8 * container.size / bits if bits else math.inf
-    if in_all and math.isclose(in_all, guess, rel_tol=1e-3):
-        return None, None
-    return in_video, in_all
-
-
-def _reason(error: Exception) -> str:
-    """Returns FFmpeg's words for an error, without the path."""
-    return str(getattr(error, "strerror", None) or error)

@@ -9,6 +9,7 @@ line is missing.
 import csv
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ MAX_INTENSITY = 5.0
 _MIN_CONFIDENCE = 0.5  # of OpenFace's detector, where the table has the column
 _PLAUSIBLE_STEP = (1 / 240, 1.0)  # seconds between lines of a table made from a video
 _WIDEST_GAP = 1.5  # steps between two lines that are interpolated
+_NO_NUMBER = re.compile(r"[+-]?(nan.*|1\.#.*)|", re.IGNORECASE)  # as Windows spells it
 
 
 def read(
@@ -35,8 +37,9 @@ def read(
     missing, and at the ends, it takes the nearest line, half a step away at most.
     Lines are placed by `timestamp`, or by `frame` (from 1) and the clip's own frame
     times when there is no `timestamp` or it cannot be one (OpenFace writes 1 ms steps
-    for image sequences). Lines with `success` 0 or `confidence` below 0.5 are missing;
-    of several faces the one with most lines counts.
+    for image sequences). Lines with `success` 0, with `confidence` below 0.5 or without
+    one of the intensities (an empty cell, not a number, infinite) are missing; of
+    several faces the one with most lines counts.
 
     Args:
         path: the table; column names may have spaces around them.
@@ -155,24 +158,29 @@ def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
             for number, line in enumerate(lines, 2):
                 if not line:
                     continue
-                if len(line) < len(header):
-                    raise schema.InputError(
-                        f"{path.name} line {number} has {len(line)} of "
-                        f"{len(header)} columns"
-                    )
-                for name, place in places.items():
-                    table[name].append(_number(line[place], path, number, name))
+                cells = {
+                    name: line[place].strip() if place < len(line) else ""
+                    for name, place in places.items()
+                }
+                failed = _float(cells.get("success", "1")) != 1
+                for name, cell in cells.items():
+                    value = _float(cell)
+                    if value is None and not (failed and name.endswith("_r")):
+                        raise schema.InputError(
+                            f"{path.name} line {number}: {name} is {cell!r}; expected "
+                            "a number"
+                        )
+                    table[name].append(math.nan if value is None else value)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise schema.InputError(f"{path.name} cannot be read: {error}") from error
     return {name: np.array(values, float) for name, values in table.items()}
 
 
-def _number(text: str, path: pathlib.Path, line: int, name: str) -> float:
-    if not text.strip():
+def _float(cell: str) -> float | None:
+    """Returns a cell's number, NaN where it says that it has none, None for a word."""
+    if _NO_NUMBER.fullmatch(cell):
         return math.nan
     try:
-        return float(text)
-    except ValueError as error:
-        raise schema.InputError(
-            f"{path.name} line {line}: {name} is {text.strip()!r}; expected a number"
-        ) from error
+        return float(cell)
+    except ValueError:
+        return None

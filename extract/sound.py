@@ -15,6 +15,7 @@ from tqa_jax import schema
 
 SAMPLE_RATE = 16_000
 
+_CANCELLED = 0.1  # of a channel's power: speech in opposite phase loses more, 10 dB
 _MAX_JUMP = SAMPLE_RATE // 25  # samples; smaller deviations are time stamp noise
 
 
@@ -24,6 +25,8 @@ class Collector:
     def __init__(self, max_samples: int) -> None:
         """Starts empty; sound beyond `max_samples` is dropped."""
         self.pieces: list[tuple[Fraction | None, np.ndarray]] = []
+        self.notes: list[str] = []
+        self._channels: list[tuple[Fraction | None, np.ndarray]] = []
         self._room = max_samples
         self._kind = self._resampler = None
 
@@ -41,6 +44,15 @@ class Collector:
         if self._resampler is not None:
             self._keep(self._resampler.resample(None))
             self._resampler = None
+        channel = _cancelled([samples for _, samples in self._channels])
+        for stamp, samples in self._channels:
+            # A plain mean: FFmpeg's own mix of two channels is 3 dB louder.
+            mono = samples.mean(axis=-1) if channel is None else samples[:, channel]
+            self.pieces.append((stamp, mono))
+        self._channels = []
+        if channel is not None:
+            note = f"the channels cancel out: number {channel + 1} is taken alone"
+            self.notes += [note] if note not in self.notes else []
 
     def _keep(self, frames) -> None:
         for frame in frames:
@@ -48,9 +60,20 @@ class Collector:
                 stamp = None if frame.pts is None else frame.pts * frame.time_base
                 # Packed samples: PyAV reads past the planes of 8 channels and crashes.
                 samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-                # A plain mean: FFmpeg's own mix of two channels is 3 dB louder.
-                self.pieces.append((stamp, samples.mean(axis=-1)))
+                self._channels.append((stamp, samples))
                 self._room -= frame.samples
+
+
+def _cancelled(pieces: Sequence[Float[np.ndarray, "N C"]]) -> int | None:
+    """Returns the loudest channel where the mean of all would lose what is in it."""
+    powers, mixed = 0.0, 0.0
+    for samples in pieces:
+        powers = powers + np.square(samples, dtype=np.float64).sum(axis=0)
+        mixed += float(np.square(samples.mean(axis=-1), dtype=np.float64).sum())
+    if not np.size(powers) or not np.max(powers):
+        return None
+    alone = float(np.max(powers)) / len(powers) ** 2  # were the other channels silent
+    return int(np.argmax(powers)) if mixed < _CANCELLED * alone else None
 
 
 def place(
@@ -77,6 +100,20 @@ def place(
         chunks[-1][1].append(samples)
         end += len(samples)
     return [(start, np.concatenate(parts)) for start, parts in chunks]
+
+
+def overlapping(chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]]) -> int:
+    """Counts the samples that `track` lays over others.
+
+    Args:
+        chunks: from `place`.
+    """
+    over, end = 0, None
+    for start, chunk in sorted(chunks, key=lambda chunk: chunk[0]):
+        last = start + len(chunk)
+        over += 0 if end is None else max(0, min(end, last) - start)
+        end = last if end is None else max(end, last)
+    return over
 
 
 def track(

@@ -23,7 +23,7 @@ import cv2
 import pebble
 import tqdm
 
-from extract import decode
+from extract import packets
 from tqa_jax import output, schema
 
 _logger = logging.getLogger(__name__)
@@ -197,9 +197,9 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         try:
             return function(*arguments)
-        except decode.GoneError as error:
+        except packets.GoneError as error:
             return Useless(str(error))
-        except (decode.ClipError, schema.InputError) as error:
+        except (packets.ClipError, schema.InputError) as error:
             reason = " ".join(str(error).split())
             with output.atomic(reason_file(arguments[-1])) as part:
                 part.write_text(reason, encoding="utf-8")

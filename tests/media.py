@@ -1,5 +1,6 @@
 """Small real media files for tests, written with PyAV."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -43,6 +44,8 @@ def write(
     start: float = 0.0,
     sound_start: float = 0.0,
     codec: str = "mpeg4",
+    b_frames: int | None = None,
+    ticks: int = TICKS,
     sound_codec: str = "aac",
     sound_rate: int = RATE,
     layout: str = "mono",
@@ -61,6 +64,8 @@ def write(
         start: seconds by which both streams are late.
         sound_start: seconds by which the sound is late besides.
         codec: of the video.
+        b_frames: most B-frames in a row; None leaves it to the encoder.
+        ticks: of the video's time base, a second.
         sound_codec: of the sound.
         sound_rate: samples a second.
         layout: of the channels, as FFmpeg names it.
@@ -75,7 +80,9 @@ def write(
             video = file.add_stream(codec, rate=fps)
             video.height, video.width = first.shape[:2]
             video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-            video.time_base = video.codec_context.time_base = Fraction(1, TICKS)
+            video.time_base = video.codec_context.time_base = Fraction(1, ticks)
+            if b_frames is not None:
+                video.codec_context.max_b_frames = b_frames
             video.codec_context.bit_rate = 4_000_000
             if pixel_aspect:
                 video.codec_context.sample_aspect_ratio = pixel_aspect
@@ -86,8 +93,8 @@ def write(
         if picture is not None:
             for time in times:
                 frame = av.VideoFrame.from_ndarray(picture(time), format="rgb24")
-                frame.pts = round((time + start) * TICKS)
-                frame.time_base = Fraction(1, TICKS)
+                frame.pts = round((time + start) * ticks)
+                frame.time_base = Fraction(1, ticks)
                 packets += video.encode(frame)
             packets += video.encode()
         if sound is not None:
@@ -110,6 +117,40 @@ def write(
             packets += audio.encode()
         for packet in sorted(packets, key=lambda p: float(p.dts * p.time_base)):
             file.mux(packet)
+    return path
+
+
+def mux(
+    path: pathlib.Path,
+    *parts: tuple[pathlib.Path, str, int],
+    change: Callable[[av.Packet], bool | None] = lambda packet: True,
+) -> pathlib.Path:
+    """Copies streams of several files into one.
+
+    Args:
+        path: the file; its suffix chooses the container.
+        parts: of each stream the file, "video" or "audio", and its flags.
+        change: gets each packet and may change it; one for which it is false is left
+            out.
+    """
+    packets = []
+    with contextlib.ExitStack() as files, av.open(str(path), "w") as target:
+        for source, kind, flags in parts:
+            stream = files.enter_context(av.open(str(source))).streams.best(kind)
+            copy = target.add_stream_from_template(stream)
+            copy.disposition = av.stream.Disposition(flags)
+            for packet in stream.container.demux(stream):
+                if packet.size and change(packet):
+                    packet.stream = copy
+                    packets.append(packet)
+        for packet in sorted(packets, key=lambda p: float((p.dts or 0) * p.time_base)):
+            target.mux(packet)
+    return path
+
+
+def join(path: pathlib.Path, *parts: pathlib.Path) -> pathlib.Path:
+    """Writes the bytes of files one after the other."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
 

@@ -405,7 +405,9 @@ def test_a_picture_that_grows_beyond_the_limit_is_not_decoded(tmp_path):
     sizes = [(64, 64)] * 40 + [(8704, 8192)]
     rows, _, info = _read(_jpegs(tmp_path / "a.mkv", sizes))
     assert rows == 40
-    assert info.notes == ["1 of 44 packets are damaged"]
+    assert info.notes == ["1 of 41 pictures are lost (damaged: 1)"]
+    with pytest.raises(decode.ClipError, match=r"3 of 43 .*lost \(damaged: 3\)"):
+        _read(_jpegs(tmp_path / "b.mkv", sizes + [(8704, 8192)] * 2))
 
 
 def test_a_length_that_ffmpeg_guesses_is_no_promise(tmp_path):

@@ -96,6 +96,54 @@ def test_a_word_in_a_number_names_line_and_column(tmp_path):
         openface.read(path, 5, [])
 
 
+def _with_cells(path, changes) -> pathlib.Path:
+    """Writes a table of ten good lines at 25 a second with some cells replaced."""
+    _table(path, timestamp=_times(10, 0.04), confidence=[0.9] * 10, success=[1] * 10)
+    lines = [line.split(", ") for line in path.read_text().splitlines()]
+    for (line, name), cell in changes.items():
+        lines[line][lines[0].index(name)] = cell
+    path.write_text("\n".join(", ".join(line) for line in lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["-nan(ind)", "nan", "-nan", "nan(snan)", "NaN", "1.#IND", "-1.#IND00", "1.#QNAN"]
+    + ["1.#INF", "inf", "-inf", "1e999", "", " "],
+)
+@pytest.mark.parametrize("success", ["0", "1"])
+def test_a_line_without_an_intensity_is_missing(tmp_path, cell, success):
+    changes = {(5, "AU12_r"): cell, (5, "success"): success}
+    values, mask = openface.read(_with_cells(tmp_path / "a.csv", changes), 10, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [4])
+    np.testing.assert_allclose(values[mask, 0], np.arange(10)[mask] / 10, atol=1e-6)
+
+
+def test_any_word_may_stand_where_openface_failed(tmp_path):
+    changes = {(5, "success"): "0", (5, "AU01_r"): "#VALUE!"}
+    _, mask = openface.read(_with_cells(tmp_path / "a.csv", changes), 10, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [4])
+    changes = {(5, "AU01_r"): "#VALUE!"}
+    with pytest.raises(schema.InputError, match="line 6: AU01_r is '#VALUE!'"):
+        openface.read(_with_cells(tmp_path / "b.csv", changes), 10, [])
+
+
+def test_a_last_line_that_is_cut_off_is_missing(tmp_path):
+    path = _with_cells(tmp_path / "a.csv", {})
+    path.write_text(path.read_text()[:-60])
+    _, mask = openface.read(path, 10, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [9])
+
+
+def test_a_table_of_a_windows_build_is_read():
+    path = SHARED / "data" / "odd" / "09_openface_nan_ind.csv"
+    if not path.is_file():
+        pytest.skip(f"no {path}: set TQA_SHARED")
+    values, mask = openface.read(path, 80, np.arange(80) / 25)
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [20, 21, 22, 23])
+    np.testing.assert_allclose(values[mask], 0.5)
+
+
 def test_a_table_without_time_and_frame_is_refused(tmp_path):
     with pytest.raises(schema.InputError, match="neither a usable timestamp nor"):
         openface.read(_table(tmp_path / "a.csv"), 5, [])
