@@ -16,7 +16,6 @@ Matplotlib, of the extra `studies`, and no display.
 import argparse
 import csv
 import dataclasses
-import importlib.util
 import io
 import itertools
 import pathlib
@@ -28,8 +27,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from extract import action_units, decode, labels, landmarks, openface
-from tqa_jax import output, schema
+from tqa_jax import cli, output, schema
+
+with cli.extras():
+    from extract import action_units, decode, labels, landmarks, openface
 
 BACKENDS = ("openface", "blendshapes", "geometry")
 PAIRS = tuple(itertools.combinations(BACKENDS, 2))
@@ -81,11 +82,7 @@ class Comparison:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 3 when clips were rejected."""
     given = _parse(arguments)
-    try:
-        return _run(pathlib.Path(given.clip), given.openface, pathlib.Path(given.out))
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return cli.run(lambda: _run(given.clip, given.openface, given.out))
 
 
 def compare(name: str, rows: Mapping[str, Float[np.ndarray, "T 17"]]) -> Comparison:
@@ -200,15 +197,11 @@ def draw(found: Comparison) -> bytes:
     return buffer.getvalue()
 
 
-def _run(clip: pathlib.Path, tables: str | None, out: pathlib.Path) -> int:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise schema.InputError(
-            "the figure needs the studies extra: pip install -e '.[studies]'"
-        )
+def _run(clip: pathlib.Path, table: pathlib.Path | None, out: pathlib.Path) -> int:
+    cli.need("matplotlib")
     model = landmarks.find_model()
     landmarks.check_library(model)
     if not clip.is_dir():
-        table = None if tables is None else pathlib.Path(tables)
         if out.suffix.lower() != ".png":
             raise schema.InputError(
                 f"--out is {out}; expected a name that ends in .png"
@@ -229,24 +222,24 @@ def _run(clip: pathlib.Path, tables: str | None, out: pathlib.Path) -> int:
         output.write(numbers, _csv([found]))
         print(f"{_text([found])}\n{out}\n{numbers}")
         return 0
-    return _run_folder(clip, tables, out, model)
+    return _run_folder(clip, table, out, model)
 
 
 def _run_folder(
-    folder: pathlib.Path, tables: str | None, out: pathlib.Path, model: pathlib.Path
+    folder: pathlib.Path,
+    tables: pathlib.Path | None,
+    out: pathlib.Path,
+    model: pathlib.Path,
 ) -> int:
     clips = labels.videos(folder)
     if not clips:
         raise schema.InputError(f"no clips in {folder}")
-    if tables is not None and not pathlib.Path(tables).is_dir():
+    if tables is not None and not tables.is_dir():
         raise schema.InputError(f"no folder of OpenFace tables at {tables}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise schema.InputError(f"{out} cannot be made: {error.strerror}") from error
+    out.mkdir(parents=True, exist_ok=True)
     done, rejected = [], 0
     for clip in clips:
-        table = None if tables is None else pathlib.Path(tables) / f"{clip.stem}.csv"
+        table = None if tables is None else tables / f"{clip.stem}.csv"
         if table is not None and not table.is_file():
             print(f"note on {clip.name}: no OpenFace table {table}")
             table = None
@@ -323,20 +316,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--clip", help="video file, or a folder of them", required=True, metavar="PATH"
-    )
-    parser.add_argument(
-        "--openface",
-        help="OpenFace's table of the clip, or a folder with <clip>.csv",
-        metavar="PATH",
-    )
-    parser.add_argument(
-        "--out",
-        help="figure to write (.png), or a folder for those of a folder",
-        required=True,
-        metavar="PATH",
-    )
+    for name, required, text in (
+        ("clip", True, "video file, or a folder of them"),
+        (
+            "openface",
+            False,
+            "OpenFace's table of the clip, or a folder with <clip>.csv",
+        ),
+        ("out", True, "figure to write (.png), or a folder for those of a folder"),
+    ):
+        parser.add_argument(
+            f"--{name}", help=text, required=required, type=cli.path, metavar="PATH"
+        )
     return parser.parse_args(arguments)
 
 

@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 import tqa_jax
 from extract.importing import folds, layouts, older
-from tqa_jax import output, records, schema
+from tqa_jax import cli, output, records, schema
 
 _MISSING = -1.0
 
@@ -46,7 +46,8 @@ _MISSING = -1.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parse(arguments)
-    try:
+
+    def work() -> None:
         for line in convert(
             options.pickle,
             options.out,
@@ -57,10 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.name,
         ):
             print(line)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return cli.run(work)
 
 
 def convert(
@@ -273,8 +272,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
 
-    add("pickle", "the file", required=True, metavar="FILE")
-    add("out", "folder of the data set to make", required=True, metavar="DIR")
+    path = {"type": cli.path, "required": True}
+    add("pickle", "the file", metavar="FILE", **path)
+    add("out", "folder of the data set to make", metavar="DIR", **path)
     add("name", "name of the data set (default: %(default)s)", default="imported")
     add(
         "score_range",

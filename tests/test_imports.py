@@ -49,19 +49,19 @@ LAYERS = (
         "sweep_folder",
         "sweep_progress",
     },
-    {"batch", "preprocess", "records", "metrics"},
+    {"batch", "preprocess", "records", "metrics", "config_files"},
+    {"cli"},
     {
         "logistic",
         "tfrecord",
         "tfds_metadata",
-        "cache",
         "plugins",
         "output",
         "heap",
         "memory",
         "processes",
     },
-    {"hyperparameters"},
+    {"hyperparameters", "machine"},
     {"schema", "scorer"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

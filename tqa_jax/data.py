@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tqa_jax import audit, schema
+from tqa_jax import audit, cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,21 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cannot be read."
         ),
     )
-    command.add_argument("path", metavar="PATH", help="folder that has a dataset.json")
+    command.add_argument(
+        "path", type=cli.path, metavar="PATH", help="folder that has a dataset.json"
+    )
     command.add_argument(
         "--json", action="store_true", help="print JSON instead of text (default: text)"
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         report = audit.audit(options.path)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps(report, indent=1, allow_nan=False))
-    else:
-        print(audit.text(report))
-    return 0
+        if options.json:
+            print(json.dumps(report, indent=1, allow_nan=False))
+        else:
+            print(audit.text(report))
+
+    return cli.run(work)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import hyperparameters, output, schema
+from tqa_jax import hyperparameters, machine, output, schema
 
 try:
     import fcntl
@@ -176,7 +176,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": machine.cores(),
         "processes": jax.process_count(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
@@ -233,9 +233,6 @@ class MetricsLog:
             folder: of the run.
             from_step: step that the run continues from; later lines are dropped.
             tensorboard: also write TensorBoard event files, under `tensorboard/`.
-
-        Raises:
-            InputError: when `tensorboard` is asked for and tensorboardX is missing.
         """
         self._board = _board(folder, from_step) if tensorboard else None
         path = folder / "metrics.jsonl"
@@ -299,12 +296,8 @@ def step_line(
 
 
 def _board(folder: pathlib.Path, from_step: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise schema.InputError(
-            "log.tensorboard needs tensorboardX: pip install 'tqa_jax[logs]'"
-        ) from error
+    import tensorboardX
+
     return tensorboardX.SummaryWriter(
         str(folder / "tensorboard"), purge_step=from_step + 1
     )

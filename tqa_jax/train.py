@@ -91,8 +91,9 @@ def _check_same(
     """Checks settings, and that all processes were given the same."""
 
     def describe() -> dict[str, Any]:
-        assemble.check(config)
-        return run_folder.describe(config.to_dict(), data_path)
+        described = run_folder.describe(config.to_dict(), data_path)
+        assemble.check(config, schema.load(data_path).schema)
+        return described
 
     mine = group.together(describe)
     first = json.loads(group.from_writer(lambda: json.dumps(mine).encode()))

@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tqa_jax import schema
+from tqa_jax import cli
 
 _COMMANDS = {
     "make": ("make", "make the page of a study out of clips"),
@@ -48,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    try:
-        return options.run(options)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return cli.run(lambda: options.run(options))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.subjective import findings, model_agreement, ratings, summary
-from tqa_jax import comparison, output, run_folder, schema
+from tqa_jax import cli, comparison, output, run_folder, schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ratings",
         nargs="+",
         required=True,
+        type=cli.path,
         metavar="PATH",
         help="CSV files of answers, or folders of them",
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, help="folder for the results"
+        "--out", type=cli.path, required=True, help="folder for the results"
     )
     parser.add_argument(
         "--scores",
         nargs="+",
         default=[],
+        type=cli.path,
         metavar="CSV",
         help="scores of models, with columns clip and task, as python -m tqa_jax.score "
         "prints them, or predictions.csv of a run; several are compared with the first",
@@ -48,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         schema.InputError: a file cannot be used.
     """
+    cli.need("matplotlib")
     answers = ratings.read(options.ratings)
     models: dict[str, dict[str, Any]] = {}
     for path in options.scores:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -23,7 +22,7 @@ from extract import decode, labels, landmarks, pool, workers
 from extract.degrading import degrade_plan, planted, planting
 from extract.degrading.degrade_plan import Copy, Original
 from extract.rendering import demo_plan
-from tqa_jax import output, schema
+from tqa_jax import machine, output, schema
 
 _HEADER = "clip,original,other,flaw,strength,unit,planted,measured,agrees".split(",")
 
@@ -126,7 +125,7 @@ def build(
             per_clip=per_clip,
             chosen=chosen,
             seed=seed,
-            num_workers=num_workers or os.cpu_count() or 1,
+            num_workers=num_workers or machine.cores(),
             max_seconds=max_seconds,
             model=model,
             request=request,
