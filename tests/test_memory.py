@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 
 import jax
 import jax.numpy as jnp
@@ -48,35 +47,6 @@ def test_needed_counts_donated_arguments_once_and_the_working_memory():
 def test_an_accelerator_says_its_own_limit():
     assert memory.available(Device(16_000)) == 16_000
     assert memory.available(Device(None)) is None
-
-
-def groups(root, line, files):
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(line)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    return root
-
-
-def test_the_smallest_limit_of_the_control_groups_counts(tmp_path):
-    files = {"job/memory.max": "5000", "job/step/memory.max": "max"}
-    root = groups(tmp_path, "0::/job/step\n", files | {"other/memory.max": "1"})
-    assert machine.memory(root) == 5000
-
-
-def test_limits_of_the_older_control_groups_are_read(tmp_path):
-    files = {"memory/job/memory.limit_in_bytes": "7000", "memory.max": "1"}
-    root = groups(tmp_path, "4:cpu,memory:/job\n3:pids:/job\n", files)
-    assert machine.memory(root) == 7000
-
-
-def test_without_control_groups_the_machine_is_the_limit(tmp_path):
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert machine.memory(tmp_path) == pages
-    root = groups(tmp_path, "0::/\n", {"memory.max": "max"})
-    assert machine.memory(root) == pages
 
 
 def test_devices_of_a_cpu_share_its_memory():

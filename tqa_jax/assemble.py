@@ -8,6 +8,7 @@ sweep share a program.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from tqa_jax import (
     cli,
     ensemble,
     evaluate,
+    hyperparameters,
     models,
     multitask,
     optim,
@@ -310,6 +312,11 @@ def check(config: ml_collections.ConfigDict, described: schema.Schema) -> None:
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    for key, value in hyperparameters.flatten(config.to_dict()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise schema.InputError(f"{key} is {value}; expected a finite number")
+        if key.startswith("preprocess.pca.") and value < 1:
+            raise schema.InputError(f"{key} is {value}; expected at least 1")
     if not 0 <= config.seed < 2**32:
         raise schema.InputError(f"seed is {config.seed}; expected 0 to 4294967295")
     for key, least in (

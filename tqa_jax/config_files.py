@@ -49,7 +49,7 @@ def find(text: str) -> pathlib.Path:
     file = cli.path(text)
     if file.suffix == ".py" and file.is_file():
         return file.absolute()
-    name = file.with_suffix("").as_posix().removeprefix("configs/")
+    name = file.as_posix().removesuffix(".py").removeprefix("configs/")
     for shipped in (name, f"sweeps/{name}"):
         if shipped in available():
             return FOLDER / f"{shipped}.py"
@@ -111,9 +111,8 @@ def put(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         with section.unlocked():
             section[name] = value
     except (TypeError, ValueError) as error:
-        raise schema.InputError(
-            f"{key} cannot be {value!r}: {' '.join(str(error).split())}"
-        ) from error
+        kind = section.get_type(name).__name__
+        raise schema.InputError(f"{key} is {value!r}; expected {kind}") from error
 
 
 def _section(
@@ -125,18 +124,13 @@ def _section(
     for number, name in enumerate([*path, last]):
         above = ".".join(path[:number])
         if not isinstance(section, ml_collections.ConfigDict):
-            raise schema.InputError(f"unknown config key {key}: {above} has no keys")
+            raise schema.InputError(f"unknown config key {key}; {above} has no keys")
         if name not in section and not (number == len(path) and _OPEN.fullmatch(above)):
-            close = difflib.get_close_matches(name, section, 1)
-            wrong = ".".join([*path[:number], name])
-            raise schema.InputError(
-                f"unknown config key {wrong}; "
-                + (
-                    f"did you mean {close[0]}?"
-                    if close
-                    else f"available: {', '.join(section)}"
-                )
-            )
+            before = f"{above}." if above else ""
+            hint = f"available: {', '.join(section) or 'none'}"
+            for close in difflib.get_close_matches(name, section, 1):
+                hint = f"did you mean {before}{close}?"
+            raise schema.InputError(f"unknown config key {before}{name}; {hint}")
         if number < len(path):
             section = section[name]
     return section, last

@@ -65,6 +65,8 @@ def command(
 
     def start() -> int | None:
         overrides, others = config_files.split(given)
+        for flag in _FLAGS:
+            flags.FLAGS[flag.name].unparse()  # Of an earlier call.
         try:
             rest = flags.FLAGS(["", *others])[1:]
         except flags.Error as error:

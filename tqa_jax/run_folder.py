@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import hyperparameters, machine, output, schema
+from tqa_jax import machine, output, schema
 
 try:
     import fcntl
@@ -46,13 +46,8 @@ def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, An
         data_path: the data set.
 
     Raises:
-        InputError: when a setting is not finite or there is no data set.
+        InputError: when there is no data set.
     """
-    for key, value in hyperparameters.flatten(config):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise schema.InputError(
-                f"config.{key} is {value}; expected a finite number"
-            )
     described = schema.load(data_path).schema.to_json()
     description = (data_path / "dataset.json").read_bytes()
     return json.loads(

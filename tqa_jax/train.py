@@ -194,6 +194,19 @@ class _Trainer:
         self._runner = runner.Runner(self._parts.step, train, self._devices)
         self._score = self._devices.scorer(self._parts.score)
         self._validation = validation
+        try:
+            self._start(config, train, group)
+        except BaseException:
+            self.close()  # Else Orbax's threads would outlive the error.
+            raise
+
+    def _start(
+        self,
+        config: ml_collections.ConfigDict,
+        train: prepare.Split,
+        group: processes.Group,
+    ) -> None:
+        """Opens the files of the run and compiles its first program."""
         self._trial.start(self._parts.init(config.seed))
         self._bar = tqdm.tqdm(
             total=config.train.epochs * self._trial.steps_per_epoch,
@@ -221,11 +234,7 @@ class _Trainer:
                 data_bytes=self._runner.data_bytes,
             )
             device = jax.local_devices()[0]
-            try:
-                group.together(lambda: memory.check(program, device, settings))
-            except schema.InputError:
-                self.close()
-                raise
+            group.together(lambda: memory.check(program, device, settings))
 
     def train(self) -> None:
         """Trains until the last epoch or an early stop."""
