@@ -143,7 +143,10 @@ def cache_folder() -> pathlib.Path:
 
 def log(level: int) -> None:
     """Sends our own log lines from a level on, and others' warnings, to stderr."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig()  # Orbax has done so already, where it is imported.
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:  # Not one of a test's.
+            handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("tqa_jax", "extract", "experiments"):
         logging.getLogger(name).setLevel(level)
 

@@ -71,7 +71,11 @@ def run(
 
         new, results = json.loads(group.from_writer(claim))
         if results is not None:
-            _logger.info("%s holds a finished run; showing its results", workdir)
+            _logger.info(
+                "%s holds a finished run; showing its results. To train anew, give "
+                "another --workdir",
+                workdir,
+            )
             return results
         try:
             trainer = _open(config, data_path, workdir, group)
