@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             the process.
     """
     names = plugins.names(benches.__name__)
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.bench",
         description="Measures alternatives side by side and prints their ratios.",
     )

@@ -329,7 +329,7 @@ def draw(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.gradnorm_toy",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program's name; default those of
             the process.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.interpret",
         description=(
             "Measures, on the test split, how much worse a finished run scores when a "

@@ -188,7 +188,7 @@ def _claim(given: argparse.Namespace, seeds: int) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.thqa",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

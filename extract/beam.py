@@ -9,7 +9,6 @@ the same path on every machine (a shared or mounted file system); the shards are
 written at the end, by this process, and are the same bytes as those of `extract.run`.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -148,7 +147,7 @@ def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
     Raises:
         schema.InputError: for an unknown option or runner.
     """
-    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    parser = cli.parser(add_help=False, conflict_handler="resolve")
     parser.add_value_provider_argument = parser.add_argument
     for part in pipeline_options.PipelineOptions.__subclasses__():
         part._add_argparse_args(parser)

@@ -311,7 +311,7 @@ def _told(value: float | None) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.compare_units",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -66,7 +66,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.degrade",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

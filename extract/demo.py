@@ -316,7 +316,7 @@ def _keep_examples(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -263,7 +263,7 @@ def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.pickles",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

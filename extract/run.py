@@ -97,7 +97,7 @@ def make(
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Returns the options of a command that makes data sets."""
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog=f"python -m {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

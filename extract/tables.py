@@ -265,7 +265,7 @@ def _score_range(text: str) -> tuple[float, float]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.tables",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -146,7 +146,7 @@ def _shown(items: Iterable) -> Iterable:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.train_sync",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,6 +10,7 @@ import tomllib
 
 import pytest
 
+from extract import tables
 from tests import small, test_imports
 from tqa_jax import assemble, cli, config_files, schema, scorer, train
 from tqa_jax import main as main_command
@@ -166,6 +167,21 @@ def test_commands_refuse_addresses_for_folders(address, tmp_path, monkeypatch, c
     assert len(lines) == 3
     assert all(line.startswith(f"error: {address} is an address") for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_an_option_that_cannot_be_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["--table=a.csv", "--out=gs://b/x"],
+        ["--table=a.csv", "--out=x", "--fold=a"],
+        ["--table=a.csv"],
+        ["--table=a.csv", "--out=x", "--nothing"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            tables.main(arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2 and line.startswith("error: ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_for_paths_are_of_the_one_type():

@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqa_jax import heap, schema, scorer
 
@@ -75,6 +76,13 @@ def run(work: Callable[[], int | None], *, stopped: str = "stopped") -> int:
         return _say(f"error: {where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _say(stopped, 130)
+
+
+def parser(**options: Any) -> argparse.ArgumentParser:
+    """Makes an `argparse.ArgumentParser` whose errors are one line, without usage."""
+    made = argparse.ArgumentParser(**options)
+    made.error = lambda message: sys.exit(_say(f"error: {message}; see --help", 2))
+    return made
 
 
 @contextlib.contextmanager

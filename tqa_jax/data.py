@@ -1,6 +1,5 @@
 """Command line for data sets: `python -m tqa_jax.data audit PATH`."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,10 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the data set was read, with or without flags; 2 when it was not.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.data", description="Looks into a data set."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=cli.parser
+    )
     help_text = "print label and feature statistics and flag what is wrong with a set"
     command = commands.add_parser(
         "audit",

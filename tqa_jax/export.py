@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program's name; default those of
             the process.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.export",
         description="Writes a finished run as one file that scores clips.",
         epilog="Exit status: 0 when the file was written, 2 when it was not.",

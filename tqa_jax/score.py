@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.score",
         description=(
             "Scores talking-face clips. One clip gives JSON with intervals, a timeline "

@@ -102,7 +102,7 @@ def _parse(
     more: Callable[[argparse.ArgumentParser], None] | None,
     draws: int,
 ) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog=f"python -m experiments.{name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -28,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.subjective",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=cli.parser
+    )
     for name, (file, text) in _COMMANDS.items():
         if arguments[:1] != [name]:
             commands.add_parser(name, help=text)

@@ -4,7 +4,6 @@ The one thing to know: the page is one HTML file without scripts that loads noth
 policy forbids it to. Names and settings come from files and are escaped.
 """
 
-import argparse
 import json
 import math
 import pathlib
@@ -209,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the page was written, 2 when it was not.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.report",
         description=(
             "Writes one HTML file about a finished run: results with intervals, "
