@@ -28,16 +28,13 @@ with cli.extras():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _parse(arguments)
-
-    def work() -> int:
-        if given.no_network:
-            no_network.enter("extract.degrade", arguments)
-        return _run(given)
-
-    return cli.run(work, stopped="stopped; the same command goes on")
+    stopped = "stopped; the same command goes on"
+    return cli.run(lambda: _run(given, arguments), stopped=stopped)
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run(given: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    if given.no_network:
+        no_network.enter("extract.degrade", arguments)
     cli.at_least_one(num_workers=given.num_workers)
     summary = degrade_build.build(
         given.clips,

@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 import tqa_jax
 from extract.importing import folds, layouts, older
-from tqa_jax import cli, output, records, schema
+from tqa_jax import cli, records, schema
 
 _MISSING = -1.0
 
@@ -134,18 +134,17 @@ def convert(
         else f"fold {fold} of {num_folds} by source",
         "notes": notes,
     }
-    with output.writing(out):
-        records.write_dataset(
-            out,
-            (
-                (split, older.clip(sample, row, of, geometry, standardised))
-                for sample, split, row in zip(samples, splits, labels, strict=True)
-            ),
-            name=name,
-            schema=of,
-            provenance=provenance,
-            dtype=dtype,
-        )
+    records.write_dataset(
+        out,
+        (
+            (split, older.clip(sample, row, of, geometry, standardised))
+            for sample, split, row in zip(samples, splits, labels, strict=True)
+        ),
+        name=name,
+        schema=of,
+        provenance=provenance,
+        dtype=dtype,
+    )
     count = collections.Counter(splits)
     told = ", ".join(f"{count[split]} {split}" for split in schema.SPLITS)
     return [

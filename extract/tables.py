@@ -33,7 +33,7 @@ import numpy as np
 
 import tqa_jax
 from extract.importing import feature_table, folds
-from tqa_jax import cli, output, records, schema
+from tqa_jax import cli, records, schema
 
 BACKEND = "table"
 
@@ -187,28 +187,27 @@ def convert(
             labels=labels.astype(np.float32),
         )
 
-    with output.writing(out):
-        return records.write_dataset(
-            out,
-            ((splits[sources[clip]], made(clip)) for clip in scores.rows),
-            name=name,
-            schema=of,
-            provenance={
-                "kind": "ratings",
-                "tool": "extract.tables",
-                "version": tqa_jax.__version__,
-                "tables": {
-                    t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
-                    for t in (scores, rows)
-                    if t is not None
-                },
-                "source": layout.source,
-                "splits": f"fold {fold} of {num_folds} by source",
-                "time_axis": "none: rows in the order of the table; fps is nominal",
-                "repeated_on_every_row": list(clip_wise) if rows is not None else [],
+    return records.write_dataset(
+        out,
+        ((splits[sources[clip]], made(clip)) for clip in scores.rows),
+        name=name,
+        schema=of,
+        provenance={
+            "kind": "ratings",
+            "tool": "extract.tables",
+            "version": tqa_jax.__version__,
+            "tables": {
+                t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
+                for t in (scores, rows)
+                if t is not None
             },
-            dtype=dtype,
-        )
+            "source": layout.source,
+            "splits": f"fold {fold} of {num_folds} by source",
+            "time_axis": "none: rows in the order of the table; fps is nominal",
+            "repeated_on_every_row": list(clip_wise) if rows is not None else [],
+        },
+        dtype=dtype,
+    )
 
 
 def _source(clip: str, pattern: str) -> str:

@@ -36,13 +36,8 @@ with cli.extras():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parse(arguments)
-
-    def work() -> int:
-        if options.no_network:
-            no_network.enter("extract.train_sync", arguments)
-        return _run(options)
-
-    return cli.run(work, stopped="stopped; nothing was written")
+    stopped = "stopped; nothing was written"
+    return cli.run(lambda: _run(options, arguments), stopped=stopped)
 
 
 def measure(
@@ -74,7 +69,9 @@ def measure(
         np.savez(file, points=points, aspect=aspect, samples=samples, present=present)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    if options.no_network:
+        no_network.enter("extract.train_sync", arguments)
     folder, out = options.clips, options.out
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")

@@ -117,7 +117,7 @@ def test_a_folder_of_clips_becomes_a_folder_of_figures(tmp_path, capsys, clip):
         ("c.mp4", None, "b.png", "c.mp4: "),
         ("empty", None, "out", "no clips in"),
         ("full", "none", "out", "no folder of OpenFace tables"),
-        ("full", None, "c.mp4/out", "cannot be made"),
+        ("full", None, "c.mp4/out", "Not a directory"),
         ("full", None, "out", "none of 1 clips in"),
     ],
 )

@@ -23,21 +23,6 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
         part.unlink(missing_ok=True)  # a full disk gets its room back
 
 
-@contextlib.contextmanager
-def writing(path: str | pathlib.Path) -> Iterator[None]:
-    """Turns what the disk refuses into one line.
-
-    Raises:
-        InputError: when something cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise schema.InputError(
-            f"{path} cannot be written: {error.strerror or error}"
-        ) from error
-
-
 def write(path: pathlib.Path, data: str | bytes) -> None:
     """Writes a file beside its place and moves it there when it is complete.
 

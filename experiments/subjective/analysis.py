@@ -80,8 +80,7 @@ def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:
     """
     from matplotlib import pyplot
 
-    with output.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("clips", "raters"):
         output.write(out / f"{name}.csv", comparison.to_csv(found[name]))
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -91,6 +90,6 @@ def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:
     )
     output.write(out / "summary.md", page)
     figure = summary.figure(found)
-    with output.writing(out), output.atomic(out / "analysis.png") as part:
+    with output.atomic(out / "analysis.png") as part:
         figure.savefig(part, dpi=150, format="png")
     pyplot.close(figure)

@@ -225,12 +225,11 @@ def write(plan: Mapping[str, Any], clips: pathlib.Path, out: pathlib.Path) -> No
             f"{out} has a page already; expected a new folder, since answers to one "
             "study do not fit another"
         )
-    with output.writing(out):
-        for name in plan["clips"]:
-            target = out / "clips" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with output.atomic(target) as part:
-                shutil.copyfile(clips / name, part)
+    for name in plan["clips"]:
+        target = out / "clips" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with output.atomic(target) as part:
+            shutil.copyfile(clips / name, part)
     rows = [
         (order["rater_id"], f"index.html#{order['rater_id']}")
         for order in plan["orders"]

@@ -87,8 +87,7 @@ def write(out: pathlib.Path, settings: truth.Settings, seed: int) -> None:
         schema.InputError: it cannot be written.
     """
     known, answers = truth.simulate(settings, np.random.default_rng([seed, 0]))
-    with output.writing(out):
-        (out / "ratings").mkdir(parents=True, exist_ok=True)
+    (out / "ratings").mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(answers.raters):
         text = to_csv(answers.take(answers.rater == number))
         output.write(out / "ratings" / f"{name}.csv", "\ufeff" + text)
