@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tqdm import contrib
+
 from tqa_jax import heap, schema, scorer
 
 EXTRAS = {
@@ -154,6 +156,7 @@ def log(level: int) -> None:
     logging.basicConfig()  # Orbax has done so already, where it is imported.
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:  # Not one of a test's.
+            handler.setStream(contrib.DummyTqdmFile(sys.stderr))  # Above the bars.
             handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("tqa_jax", "extract", "experiments"):
         logging.getLogger(name).setLevel(level)

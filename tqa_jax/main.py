@@ -64,28 +64,38 @@ def command(
         return 0
 
     def start() -> int | None:
-        overrides, others = config_files.split(given)
-        for flag in _FLAGS:
-            flags.FLAGS[flag.name].unparse()  # Of an earlier call.
-        try:
-            rest = flags.FLAGS(["", *others])[1:]
-        except flags.Error as error:
-            raise schema.InputError(f"{error}; see --help") from error
-        if rest:
-            raise schema.InputError(f"unexpected argument {rest[0]!r}; see --help")
-        if _CONFIG.value is None:
-            raise schema.InputError(
-                "--config is missing; expected a .py file, or one of "
-                f"{', '.join(config_files.available())}"
-            )
-        config = config_files.load(_CONFIG.value, overrides)
-        workdir = _WORKDIR.value
-        if workdir is None:
-            workdir = f"runs/{config_files.find(_CONFIG.value).stem}"
+        config, workdir = parse(given)
         cli.prepare_jax()
-        return work(config, cli.path(workdir))
+        return work(config, workdir)
 
     return cli.run(start, stopped="stopped; the same command continues")
+
+
+def parse(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """Reads a command line: the config, overrides in it, and the folder of the run.
+
+    Raises:
+        InputError: for a wrong option, config or override.
+    """
+    overrides, others = config_files.split(arguments)
+    for flag in _FLAGS:
+        flags.FLAGS[flag.name].unparse()  # Of an earlier call.
+    try:
+        rest = flags.FLAGS(["", *others])[1:]
+    except flags.Error as error:
+        raise schema.InputError(f"{error}; see --help") from error
+    if rest:
+        raise schema.InputError(f"unexpected argument {rest[0]!r}; see --help")
+    if _CONFIG.value is None:
+        raise schema.InputError(
+            "--config is missing; expected a .py file, or one of "
+            f"{', '.join(config_files.available())}"
+        )
+    config = config_files.load(_CONFIG.value, overrides)
+    workdir = _WORKDIR.value
+    if workdir is None:
+        workdir = f"runs/{config_files.find(_CONFIG.value).stem}"
+    return config, cli.path(workdir)
 
 
 def _options() -> str:
