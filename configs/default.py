@@ -1,6 +1,6 @@
 """Every setting of a run, with its default; other configs start from here.
 
-    python -m tqa_jax.main --config=configs/default.py --workdir=/tmp/tqa
+    python -m tqa_jax.main --config=configs/default.py
 
 The `synced` network at the size of its preset, width 256, with GradNorm. `gradnorm.py`
 is the small one for two CPU cores.

@@ -1,6 +1,6 @@
 """Equal fixed weights: the honest baseline, otherwise as `gradnorm.py`.
 
-python -m tqa_jax.main --config=configs/fixed.py --workdir=/tmp/tqa_fixed
+python -m tqa_jax.main --config=configs/fixed.py
 
 One minute on two CPU cores; mean SRCC on the demo set 0.68 to 0.75 over three seeds.
 """

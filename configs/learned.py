@@ -1,6 +1,6 @@
 """Learned, normalised weights, otherwise as `gradnorm.py`.
 
-python -m tqa_jax.main --config=configs/learned.py --workdir=/tmp/tqa_learned
+python -m tqa_jax.main --config=configs/learned.py
 
 One minute on two CPU cores; mean SRCC on the demo set 0.77 with seed 0.
 """

@@ -1,6 +1,6 @@
 """Fixed weights of the older system, lip_sync 1000 and others 1: for comparison.
 
-    python -m tqa_jax.main --config=configs/lip1000.py --workdir=/tmp/tqa_lip1000
+    python -m tqa_jax.main --config=configs/lip1000.py
 
 The factor answers a label that was constant in the older system's data; on labels that
 vary it drowns other tasks: mean SRCC on the demo set 0.43 with seed 0, and -0.19 of

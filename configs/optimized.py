@@ -1,6 +1,6 @@
 """The optimized size: width 512, 6 layers, 16 heads, FFN 2048.
 
-    python -m tqa_jax.main --config=configs/optimized.py --workdir=/tmp/tqa_optimized
+    python -m tqa_jax.main --config=configs/optimized.py
 
 For a GPU or TPU; not run to its end yet. A batch of 64 in 8 micro-batches, which
 equals the whole batch up to dropout's draws.

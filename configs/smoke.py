@@ -1,6 +1,6 @@
 """A tiny run that touches everything: to see that an installation works.
 
-    python -m tqa_jax.main --config=configs/smoke.py --workdir=/tmp/tqa_smoke
+    python -m tqa_jax.main --config=configs/smoke.py
 
 Half a minute on two CPU cores. Its scores mean nothing.
 """

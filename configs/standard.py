@@ -1,6 +1,6 @@
 """The standard size: width 256, 3 layers, 8 heads, FFN 1024.
 
-    python -m tqa_jax.main --config=configs/standard.py --workdir=/tmp/tqa_standard
+    python -m tqa_jax.main --config=configs/standard.py
 
 For a GPU or TPU; not run to its end yet.
 """

@@ -1,6 +1,6 @@
 """The network of the studies: small enough for hundreds of runs on two CPU cores.
 
-    python -m tqa_jax.main --config=configs/study.py --workdir=/tmp/tqa_study
+    python -m tqa_jax.main --config=configs/study.py
 
 `gradnorm.py` with half the width, fixed weights and 20 epochs: about 6 s a run on two
 idle cores.

@@ -1,6 +1,6 @@
 """Uncertainty weighting (Kendall et al. 2018), otherwise as `gradnorm.py`.
 
-python -m tqa_jax.main --config=configs/uncertainty.py --workdir=/tmp/tqa_uncertainty
+python -m tqa_jax.main --config=configs/uncertainty.py
 
 One minute on two CPU cores; mean SRCC on the demo set 0.75 with seed 0.
 """

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from experiments import benches, timing
-from tqa_jax import cache, heap, output, plugins, run_folder, schema
+from tqa_jax import cli, machine, output, plugins, run_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             the process.
     """
     names = plugins.names(benches.__name__)
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.bench",
         description="Measures alternatives side by side and prints their ratios.",
     )
@@ -43,15 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help="a small size, to see that it works"
     )
     parser.add_argument(
-        "--json", type=pathlib.Path, metavar="FILE", help="also write the tables here"
+        "--json", type=cli.path, metavar="FILE", help="also write the tables here"
     )
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; expected at least 1")
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json: {options.json.parent} is no folder; make it first")
-    cache.keep_programs()
-    heap.keep()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    cli.prepare_jax()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     found = {
         "bench": options.name,
@@ -59,27 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "quick": options.quick,
         "date": date,
         "commit": run_folder.environment()["commit"],
-        "machine": machine(),
+        "machine": describe_machine(),
     }
     print("; ".join(_said(found)), flush=True)
     bench = importlib.import_module(f"{benches.__name__}.{options.name}")
-    try:
-        tables = bench.run(options.rounds, quick=options.quick)
-        found["machine"]["load_after"] = os.getloadavg()[0]
-        print(f"load at the end {found['machine']['load_after']:.2f}")
-        for table in tables:
-            print(f"\n{timing.markdown(table)}")
-        if options.json:
-            found["tables"] = [dataclasses.asdict(table) for table in tables]
-            text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-            output.write(options.json, text)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    tables = bench.run(options.rounds, quick=options.quick)
+    found["machine"]["load_after"] = os.getloadavg()[0]
+    print(f"load at the end {found['machine']['load_after']:.2f}")
+    for table in tables:
+        print(f"\n{timing.markdown(table)}")
+    if options.json:
+        found["tables"] = [dataclasses.asdict(table) for table in tables]
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        output.write(options.json, text)
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Describes what a benchmark runs on.
 
     Returns:
@@ -93,7 +91,7 @@ def machine() -> dict[str, Any]:
         "platform": device.platform,
         "devices": len(jax.devices()),
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": machine.cores(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "jax": jax.__version__,
         "load": os.getloadavg()[0],

@@ -22,10 +22,9 @@ from typing import Any
 
 import ml_collections
 
-from configs import optimized, standard
 from experiments import timing
 from experiments.studying import command, figures, results, steps, trials
-from tqa_jax import hyperparameters
+from tqa_jax import config_files, hyperparameters
 
 _ROUNDS, _QUICK_ROUNDS = 20, 3
 # For --quick: a sixteenth of the width and less of the rest, one still larger.
@@ -62,7 +61,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: command.Options) -> None:
     clips = options.info.splits["train"].clips if "train" in options.info.splits else 0
-    whole = {"standard": standard.get_config(), "optimized": optimized.get_config()}
+    whole = {name: config_files.load(name) for name in ("standard", "optimized")}
     said = []
     for name, config in whole.items():
         said += adapt(

@@ -38,7 +38,7 @@ from experiments.studying import (
     steps,
     trials,
 )
-from tqa_jax import grid, output, schema
+from tqa_jax import cli, grid, output, schema
 
 SHARE = 0.95
 _REFERENCE = "fixed, tuned"
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--runs", type=pathlib.Path, help="--out of a finished experiments.weighting"
+        "--runs", type=cli.path, help="--out of a finished experiments.weighting"
     )
     parser.add_argument(
         "--rounds", type=int, help=f"of timing (default: {_ROUNDS}; quick: 3)"

@@ -45,7 +45,7 @@ from experiments.studying import (
     trials,
 )
 from extract.importing import folds
-from tqa_jax import pipeline, records, schema
+from tqa_jax import cli, pipeline, records, schema
 
 RANDOM, BY_SOURCE, BY_GROUP = "random", "by source", "by group"
 NETWORK, RIDGE, NAME = "network", "ridge", "group's name"
@@ -484,7 +484,7 @@ def _run_others(options: command.Options) -> None:
     }
     asked = {f"{options.info.name} (own test)": (options.info, own["test"])}
     for text in options.more.others.split(","):
-        path = pathlib.Path(text)
+        path = cli.path(text)
         info = schema.load(path)
         rescore.check(scorers[0].run, info, path)
         found = [clip for _, clip in derived.pairs(path)]

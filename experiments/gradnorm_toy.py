@@ -14,7 +14,6 @@ turn negative, and its task's loss is then maximised until it is positive again.
 """
 
 import argparse
-import importlib.util
 import math
 import os
 import pathlib
@@ -28,7 +27,7 @@ import tqdm
 from scipy import stats
 
 from experiments import toy_problem
-from tqa_jax import cache, output, run_folder, schema, weighting
+from tqa_jax import cli, output, run_folder, schema, weighting
 
 # Two tasks as in the paper, which gives no numbers for ten: |N(0, 30)| + 1, drawn once.
 SIGMAS = {
@@ -59,15 +58,7 @@ _MILESTONE = 1000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _parse(arguments)
-    try:
-        _run(given)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return cli.run(lambda: _run(given), stopped="stopped; nothing was written")
 
 
 def make(name: str, tasks: int) -> weighting.Weighting:
@@ -83,25 +74,15 @@ def _run(given: argparse.Namespace) -> None:
             raise schema.InputError(
                 f"--methods names unknown {method!r}; available: {', '.join(METHODS)}"
             )
-    for name in ("steps", "seeds"):
-        if getattr(given, name) < 1:
-            raise schema.InputError(
-                f"--{name} is {getattr(given, name)}; expected 1 or more"
-            )
+    cli.at_least_one(steps=given.steps, seeds=given.seeds)
     if not 0 < given.learning_rate < math.inf:
         raise schema.InputError(
             f"--learning_rate is {given.learning_rate}; expected a number above 0"
         )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise schema.InputError(
-            "the figure needs the studies extra: pip install -e '.[studies]'"
-        )
-    folder = pathlib.Path(given.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise schema.InputError(f"--out={folder} cannot be made: {error}") from error
-    cache.keep_programs()
+    cli.need("matplotlib")
+    folder = given.out
+    folder.mkdir(parents=True, exist_ok=True)
+    cli.prepare_jax()
 
     sigmas = SIGMAS[given.tasks]
     begun = time.perf_counter()
@@ -345,7 +326,7 @@ def draw(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.gradnorm_toy",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -365,7 +346,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=1e-3,
         metavar="RATE",
     )
-    add("out", "folder of the results", default="runs/gradnorm_toy", metavar="FOLDER")
+    folder = {"type": cli.path, "metavar": "FOLDER"}
+    add("out", "folder of the results", default="runs/gradnorm_toy", **folder)
     return parser.parse_args(arguments)
 
 

@@ -5,16 +5,14 @@ chosen, and nothing here changes the run. The report shows it when it is there.
 """
 
 import argparse
-import importlib.util
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
 from experiments.interpreting import case as cases
 from experiments.interpreting import figure, outcome
-from tqa_jax import cache, heap, output, schema
+from tqa_jax import cli, output
 
 _REPETITIONS, _RESAMPLES, _SHOWN = 10, 2000, 3
 _QUICK = (2, 200, 1)
@@ -27,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program's name; default those of
             the process.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.interpret",
         description=(
             "Measures, on the test split, how much worse a finished run scores when a "
@@ -39,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="folder of the run"
+        "--workdir", required=True, type=cli.path, help="folder of the run"
     )
     parser.add_argument(
         "--data",
-        type=pathlib.Path,
+        type=cli.path,
         help="folder of its data set (default: where it was in training)",
     )
     parser.add_argument(
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=cli.path,
         help="folder to write to (default: WORKDIR, where the report looks)",
     )
     parser.add_argument(
@@ -64,29 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}; expected at least 1")
-    cache.keep_programs()
-    heap.keep()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    cli.need("matplotlib")
+    cli.prepare_jax()
     started = time.monotonic()
-    try:
-        out = _run(options)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{out} ({time.monotonic() - started:.0f} s)")
-    if out == options.workdir / outcome.FILE:
-        print(f"in the report: python -m tqa_jax.report --workdir={options.workdir}")
-    return 0
-
-
-def _run(options: argparse.Namespace) -> pathlib.Path:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise schema.InputError(
-            "the figure needs matplotlib: pip install 'tqa_jax[studies]'"
-        )
     case = cases.load(options.workdir, options.data)
     out = options.out or options.workdir
-    with output.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     usual = _QUICK if options.quick else (_REPETITIONS, _RESAMPLES, _SHOWN)
     repetitions, resamples, shown = usual
     found = outcome.gather(
@@ -104,7 +89,9 @@ def _run(options: argparse.Namespace) -> pathlib.Path:
     output.write(out / "interpretation.png", figure.draw(found))
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     output.write(out / outcome.FILE, text + "\n")  # Last: it says that all are there.
-    return out / outcome.FILE
+    print(f"{out / outcome.FILE} ({time.monotonic() - started:.0f} s)")
+    if out == options.workdir:
+        print(f"in the report: python -m tqa_jax.report --workdir={options.workdir}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.studying import by_seed, command, derived, results, shares, trials
-from tqa_jax import cache, records, schema
+from tqa_jax import cli, records, schema
 
 _ALONE, _PRETRAINED = "labels alone", "pre-trained"
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--pretrain",
-            type=pathlib.Path,
+            type=cli.path,
             help="data set to pre-train on (default: another demo set, for the demo)",
         )
         shares.add(parser, "10,25,50,100", "25")
@@ -189,7 +189,7 @@ def _demo(options: command.Options) -> pathlib.Path:
     from extract import demo
 
     clips = options.info.provenance["clips"]
-    return demo.build(cache.folder(), clips=clips, seed=1)
+    return demo.build(cli.cache_folder(), clips=clips, seed=1)
 
 
 def _count(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from experiments import timing
-from tqa_jax import cache, heap
+from tqa_jax import cli, heap
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
 _PAUSE_SECONDS = 0.1
@@ -104,7 +104,7 @@ def start(side: Side) -> Iterator[Worker]:
     command += [json.dumps(dict(side.arguments)), str(side.times)]
     command += ["--keep_memory"] * side.keep_memory
     environment = os.environ | dict.fromkeys(_THREADS, str(side.threads))
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(cache.folder() / "jax")
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(cli.cache_folder() / "jax")
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(

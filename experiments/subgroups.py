@@ -18,7 +18,6 @@ import argparse
 import collections
 import dataclasses
 import math
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +33,7 @@ from experiments.studying import (
     results,
     trials,
 )
-from tqa_jax import comparison, schema, trained
+from tqa_jax import cli, comparison, schema, trained
 
 _PERMUTATIONS = 2000
 _LEVEL = 0.05
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(parser: argparse.ArgumentParser) -> None:
     groups.options(parser)
     parser.add_argument(
-        "--workdir", type=pathlib.Path, help="a finished run, in place of training"
+        "--workdir", type=cli.path, help="a finished run, in place of training"
     )
 
 

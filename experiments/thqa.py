@@ -15,9 +15,7 @@ face. Look at the other figures, too.
 
 import argparse
 import hashlib
-import importlib.util
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -25,9 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.talking_heads import agreement, nested, network, protocols, written
-from experiments.talking_heads import clips as clips_lib
-from tqa_jax import cache, fleet, output, run_folder, schema
+from tqa_jax import cli, fleet, output, run_folder, schema
+
+with cli.extras():
+    from experiments.talking_heads import (
+        agreement,
+        nested,
+        network,
+        protocols,
+        written,
+    )
+    from experiments.talking_heads import clips as clips_lib
 
 _RESAMPLES = 2000
 
@@ -35,31 +41,17 @@ _RESAMPLES = 2000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _parse(arguments)
-    try:
-        _run(given)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return cli.run(lambda: _run(given), stopped="stopped; the same command continues")
 
 
 def _run(given: argparse.Namespace) -> None:
-    if given.seeds is not None and given.seeds < 1:
-        raise schema.InputError(f"--seeds is {given.seeds}; expected 1 or more")
-    for library in ("sklearn", "matplotlib"):
-        if importlib.util.find_spec(library) is None:
-            raise schema.InputError(
-                f"the study needs {library}: pip install -e '.[studies]'"
-            )
+    cli.at_least_one(seeds=given.seeds)
+    cli.need("sklearn", "matplotlib")
     seeds = given.seeds or (2 if given.quick else 10)
-    cache.keep_programs()
+    cli.prepare_jax()
     fleet.device_for_each_core()
     out = given.out
-    with output.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     _claim(given, seeds)
     started = time.monotonic()
     clips = clips_lib.load(given.data, out / "data")
@@ -196,16 +188,16 @@ def _claim(given: argparse.Namespace, seeds: int) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.thqa",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--data", required=True, type=pathlib.Path, help="folder with the two tables"
+        "--data", required=True, type=cli.path, help="folder with the two tables"
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="results")
+    parser.add_argument("--out", required=True, type=cli.path, help="results")
     parser.add_argument(
         "--seeds", type=int, help="networks of the ensemble (default: 10; quick: 2)"
     )

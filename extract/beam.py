@@ -9,24 +9,24 @@ the same path on every machine (a shared or mounted file system); the shards are
 written at the end, by this process, and are the same bytes as those of `extract.run`.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
 import logging
-import os
 import pathlib
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import apache_beam as beam
-from apache_beam.options import pipeline_options
+from tqa_jax import cli, machine, schema
 
-from extract import clip as clips
-from extract import pool, run, workers
-from tqa_jax import cache, heap, schema
+with cli.extras():
+    import apache_beam as beam
+    from apache_beam.options import pipeline_options
+
+    from extract import clip as clips
+    from extract import pool, run, workers
 
 _JOB = ""  # in place of a clip's fingerprint: what ended the job
 _OUTCOMES = "outcomes"
@@ -53,8 +53,7 @@ class Measure(beam.DoFn):
         """Starts the process and reads the weights, once in a worker."""
         self._workers = workers.start(1)
         if self._options.networks():
-            cache.keep_programs()
-            heap.keep()
+            cli.prepare_jax()
         self._networks = pool.open_networks(self._options, self._device_batch)
 
     def process(self, element: tuple[str, str]) -> Iterator[str]:
@@ -148,7 +147,7 @@ def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
     Raises:
         schema.InputError: for an unknown option or runner.
     """
-    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    parser = cli.parser(add_help=False, conflict_handler="resolve")
     parser.add_value_provider_argument = parser.add_argument
     for part in pipeline_options.PipelineOptions.__subclasses__():
         part._add_argparse_args(parser)
@@ -170,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, others = run.parser("extract.beam", __doc__).parse_known_args(arguments)
     for name in ("apache_beam", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    count = given.num_workers or os.cpu_count() or 1
+    count = given.num_workers or machine.cores()
     # The local runner's names for what other runners call `num_workers`; options that
     # are given come later and win.
     local = [
@@ -179,17 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--default_sdk_harness_log_level=ERROR",
     ]
     pipeline = [f"--num_workers={count}", *local, *others]
-    try:
+
+    def work() -> int:
         _options(pipeline)  # also where nothing has to be measured
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return run.guarded(
-        "extract.beam",
-        given,
-        arguments,
-        functools.partial(measure, pipeline=pipeline),
-    )
+        return run.make(
+            "extract.beam", given, functools.partial(measure, pipeline=pipeline)
+        )
+
+    return cli.run(work, stopped=run.STOPPED)
 
 
 if __name__ == "__main__":

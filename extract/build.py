@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import functools
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from extract import clip as clips
 from extract import landmarks, pool
-from tqa_jax import output, records, schema
+from tqa_jax import machine, output, records, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +143,7 @@ def build(
             dtype=dtype,
             measure=functools.partial(
                 measure,
-                num_workers=num_workers or os.cpu_count() or 1,
+                num_workers=num_workers or machine.cores(),
                 timeout_seconds=timeout_seconds or 60 + 5 * options.max_seconds,
             ),
         )

@@ -67,13 +67,13 @@ class Options:
     keypoints: str = keypoints.NAME
     action_units: str = "blendshapes"
     sync: str = sync.NAME
-    visual_weights: str | None = None
-    audio_weights: str | None = None
-    sync_weights: str | None = None
+    visual_weights: str | pathlib.Path | None = None
+    audio_weights: str | pathlib.Path | None = None
+    sync_weights: str | pathlib.Path | None = None
     network_dtype: str = "float32"
-    openface: str | None = None
+    openface: str | pathlib.Path | None = None
     max_seconds: float = 120.0
-    landmarker: str | None = None
+    landmarker: str | pathlib.Path | None = None
 
     def networks(self) -> dict[str, str]:
         """Returns the backend of each modality that a network measures."""

@@ -7,6 +7,7 @@ light part, which every process imports; it imports no JAX.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def names(modality: str) -> tuple[str, ...]:
     return tuple(name for name, kind in KINDS.items() if kind.modality == modality)
 
 
-def find(name: str, given: str | None) -> weights.Found:
+def find(name: str, given: str | pathlib.Path | None) -> weights.Found:
     """Finds a network's weights.
 
     Args:

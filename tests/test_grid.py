@@ -104,13 +104,13 @@ def test_weights_of_tasks_can_be_swept_though_the_base_has_none():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"optim": {"learning_rat": (1.0,)}}, "changes 'optim.learning_rat', which"),
-        ({"optim": {"beta1": {"x": (1.0,)}}}, "changes 'optim.beta1.x', which the"),
+        ({"optim": {"learning_rat": (1.0,)}}, "did you mean optim.learning_rate?"),
+        ({"optim": {"beta1": {"x": (1.0,)}}}, "key optim.beta1.x; optim.beta1 has no"),
         ({"seed": 3}, "grid.seed is 3; expected one value or more"),
         ({"seed": ()}, r"grid.seed is \(\); expected one value or more"),
         ({}, "the sweep has no runs; give the grid a key"),
         ({"seed": (1, 1)}, "runs run0000 and run0001 are the same"),
-        ({"train": {"epochs": ("many",)}}, "sets train.epochs to 'many'"),
+        ({"train": {"epochs": ("many",)}}, "train.epochs is 'many'; expected int"),
     ],
 )
 def test_impossible_grid_is_one_clear_line(given, message):

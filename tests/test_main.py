@@ -22,37 +22,47 @@ def data(tmp_path_factory):
     return path
 
 
-def run(*arguments):
+def run(*arguments, cwd=REPOSITORY):
     return subprocess.run(
         [sys.executable, "-m", "tqa_jax.main", *arguments],
-        cwd=REPOSITORY,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
     )
 
 
 def test_main_command_trains_and_says_where_its_files_are(data, tmp_path):
+    # From elsewhere, where another package is called `configs`, with a default folder.
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").touch()
     arguments = (
         "--config=configs/smoke.py",
         f"--config.data.path={data}",
-        f"--workdir={tmp_path / 'run'}",
         "--config.log.tensorboard=True",
     )
-    done = run(*arguments)
+    done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     files = done.stdout.strip().splitlines()[-4:]
-    assert files[0] == str(tmp_path / "run" / "results.json")
-    assert all(pathlib.Path(file).exists() for file in files)
-    results = json.loads(pathlib.Path(files[0]).read_text())
+    workdir = pathlib.Path("runs/smoke")
+    assert files[0] == str(workdir / "results.json")
+    assert all((tmp_path / file).exists() for file in files)
+    results = json.loads((tmp_path / files[0]).read_text())
     assert "overall" in done.stdout and results["tasks"]["overall"]["n"] == 12
     assert "epoch 3 of 3: validation srcc" in done.stderr
-    assert any((tmp_path / "run" / "tensorboard").iterdir())
-    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert any((tmp_path / workdir / "tensorboard").iterdir())
+    environment = json.loads((tmp_path / workdir / "environment.json").read_text())
     assert environment["packages"]["jax"]
-    other = run(*arguments, "--config.seed=1")
+    again = run(*arguments, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout == done.stdout
+    assert again.stderr.strip() == (
+        f"{workdir} holds a finished run; showing its results. To train anew, give "
+        "another --workdir"
+    )
+    other = run(*arguments, "--config.seed=1", cwd=tmp_path)
     assert other.returncode == 2
     assert other.stderr.strip() == (
-        f"error: {tmp_path / 'run'} holds a run with config.seed = 0, not 1; "
+        f"error: {workdir} holds a run with config.seed = 0, not 1; "
         "choose another --workdir"
     )
 
@@ -60,11 +70,19 @@ def test_main_command_trains_and_says_where_its_files_are(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.train.epoch=3"], "unknown config key 'epoch' Did you mean"),
-        (["--config.train.epochs=many"], "epochs=many: invalid literal for int"),
+        (["--config.train.epoch=3"], "key train.epoch; did you mean train.epochs?"),
+        (
+            ["--config.train.epochs=many"],
+            "--config.train.epochs is 'many'; expected int",
+        ),
         (["--config.data.path=/nowhere"], "/nowhere is no data set"),
+        (["runs/x"], "unexpected argument 'runs/x'"),
+        (["--workdir="], "expected a path; got an empty one"),
         (["--confg=x"], "Unknown command line flag 'confg'"),
-        (["--config=configs/none.py"], "configs/none.py cannot be loaded"),
+        (
+            ["--config=configs/none.py"],
+            "no configuration configs/none.py; expected a .py",
+        ),
     ],
 )
 def test_wrong_command_line_is_one_line_and_status_2(tmp_path, arguments, message):
@@ -111,6 +129,7 @@ def test_data_that_do_not_fit_the_run_are_refused(data, tmp_path):
 
 def test_help_describes_the_command():
     done = run("--help")
-    text = done.stdout + done.stderr
-    assert "--workdir" in text and "TQA_CACHE" in text
-    assert os.path.basename(__file__) not in text
+    assert done.returncode == 0 and not done.stderr
+    assert "--workdir" in done.stdout and "TQA_CACHE" in done.stdout
+    assert str(REPOSITORY / "configs" / "default.py") in done.stdout
+    assert len(done.stdout.splitlines()) < 40

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import pytest
 
 from configs import optimized
 from experiments.benches import memory as bench
-from tqa_jax import memory, schema
+from tqa_jax import machine, memory, schema
 
 PLAIN = memory.Settings(batch_size=64, accumulation=1, remat="", dtype="float32")
 
@@ -50,39 +49,10 @@ def test_an_accelerator_says_its_own_limit():
     assert memory.available(Device(None)) is None
 
 
-def groups(root, line, files):
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(line)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    return root
-
-
-def test_the_smallest_limit_of_the_control_groups_counts(tmp_path):
-    files = {"job/memory.max": "5000", "job/step/memory.max": "max"}
-    root = groups(tmp_path, "0::/job/step\n", files | {"other/memory.max": "1"})
-    assert memory._host_limit(root) == 5000
-
-
-def test_limits_of_the_older_control_groups_are_read(tmp_path):
-    files = {"memory/job/memory.limit_in_bytes": "7000", "memory.max": "1"}
-    root = groups(tmp_path, "4:cpu,memory:/job\n3:pids:/job\n", files)
-    assert memory._host_limit(root) == 7000
-
-
-def test_without_control_groups_the_machine_is_the_limit(tmp_path):
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert memory._host_limit(tmp_path) == pages
-    root = groups(tmp_path, "0::/\n", {"memory.max": "max"})
-    assert memory._host_limit(root) == pages
-
-
 def test_devices_of_a_cpu_share_its_memory():
     device = jax.local_devices(backend="cpu")[0]
     number = jax.local_device_count("cpu")
-    assert memory.available(device) == memory._host_limit() // number
+    assert memory.available(device) == machine.memory() // number
 
 
 def said(resident, temp, limit, platform="gpu", **changes):
@@ -150,7 +120,7 @@ def test_a_program_that_fits_is_logged(caplog, limit, level):
 
 
 def test_on_a_cpu_too_little_memory_is_a_warning(caplog, monkeypatch):
-    monkeypatch.setattr(memory, "_host_limit", lambda: 1_000_000)
+    monkeypatch.setattr(machine, "memory", lambda: 1_000_000)
     with caplog.at_level(logging.INFO):
         memory.check(compiled(), jax.local_devices(backend="cpu")[0], PLAIN)
     (record,) = caplog.records

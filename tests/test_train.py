@@ -1,6 +1,7 @@
 """Whole runs: learning, resuming bit for bit, streaming, and what is refused."""
 
 import json
+import math
 import pathlib
 import signal
 import subprocess
@@ -207,11 +208,16 @@ def test_corrected_command_may_use_the_same_folder(data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model__modalities": ("smell",)}, "names 'smell'; .* visual, audio, sync"),
+        (
+            {"model__modalities": ("smell",)},
+            "unknown modality 'smell'; .* visual, audio, sync",
+        ),
         ({"optim__schedule": "cosin"}, "unknown schedule 'cosin'; available: warm"),
         ({"consistency__mode": "cor"}, "unknown consistency 'cor'"),
         ({"train__accumulation": 3}, "accumulation 3 does not divide"),
-        ({"train__select_metric": "acc"}, "unknown train.select_metric 'acc'"),
+        ({"train__select_metric": "acc"}, "unknown metric 'acc'; available: srcc"),
+        ({"optim__clip_norm": math.nan}, "optim.clip_norm is nan; expected a finite"),
+        ({"optim__clip_norm": math.inf}, "optim.clip_norm is inf; expected a finite"),
         ({"seed": -1}, "seed is -1; expected 0 to 4294967295"),
         ({"model__depth": 0}, "model.depth is 0; expected at least 1"),
         ({"model__dropout": 2.0}, "model.dropout is 2.0; expected 0 or more and less"),

@@ -8,6 +8,7 @@ sweep share a program.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ from jaxtyping import Array, Float
 
 from tqa_jax import batch as batches
 from tqa_jax import (
+    cli,
     ensemble,
+    evaluate,
+    hyperparameters,
     models,
     multitask,
     optim,
@@ -269,12 +273,50 @@ def make_model(
     )
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Checks the numbers that need no data set.
+def check(config: ml_collections.ConfigDict, described: schema.Schema) -> None:
+    """Checks all that needs no more of a data set than its description.
+
+    Args:
+        config: see `configs/default.py`.
+        described: of the data set, whose clips need not be read for it.
 
     Raises:
-        InputError: naming the key, what it is and what was expected.
+        InputError: for a number out of range, an unknown name, or a missing library.
     """
+    _check_numbers(config)
+    if config.log.tensorboard:
+        cli.need("tensorboardX")
+    if config.train.start_from:
+        start.read(config.train.start_from)
+    metric, names = config.train.select_metric, config.model.modalities
+    _check_known("train.select_metric", "metric", [metric], evaluate.SELECT_METRICS)
+    _check_known("model.modalities", "modality", names, described.widths)
+    tasks = described.task_names
+    _check_known("optim.task_factors", "task", config.optim.task_factors, tasks)
+    _check_known("train.select_weights", "task", config.train.select_weights, tasks)
+    if config.train.batch_size % config.train.accumulation:
+        raise schema.InputError(
+            f"train.accumulation {config.train.accumulation} does not divide "
+            f"train.batch_size {config.train.batch_size}"
+        )
+    facts = Facts(
+        described.tasks,
+        {name: described.widths[name] for name in names or described.widths},
+        np.zeros(len(tasks)),
+        np.ones(len(tasks)),
+        np.eye(len(tasks)),
+        steps_per_epoch=1 + config.optim.warmup_steps,
+    )
+    make(config, facts)  # Factories check their own options.
+    check_shared(config, facts)
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    for key, value in hyperparameters.flatten(config.to_dict()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise schema.InputError(f"{key} is {value}; expected a finite number")
+        if key.startswith("preprocess.pca.") and value < 1:
+            raise schema.InputError(f"{key} is {value}; expected at least 1")
     if not 0 <= config.seed < 2**32:
         raise schema.InputError(f"seed is {config.seed}; expected 0 to 4294967295")
     for key, least in (
@@ -312,7 +354,7 @@ def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> None:
     Raises:
         InputError: for a setting that does not exist or does not fit the data.
     """
-    check(config)
+    _check_numbers(config)
     total_steps = config.train.epochs * facts.steps_per_epoch
     if config.optim.warmup_steps >= total_steps:
         raise schema.InputError(
@@ -320,13 +362,6 @@ def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> None:
             f"run's {total_steps} steps; lower it or raise train.epochs"
         )
     names = facts.names
-    _check_tasks("optim.task_factors", config.optim.task_factors, names)
-    _check_tasks("train.select_weights", config.train.select_weights, names)
-    if config.train.batch_size % config.train.accumulation:
-        raise schema.InputError(
-            f"train.accumulation {config.train.accumulation} does not divide "
-            f"train.batch_size {config.train.batch_size}"
-        )
     columns = _consistency_columns(config, names)
     if config.consistency.weight and len(columns) < 2:
         _logger.warning(
@@ -373,11 +408,13 @@ def check_shared(config: ml_collections.ConfigDict, facts: Facts) -> None:
     multitask.check_shared(model.join, params, joined, _shared(config))
 
 
-def _check_tasks(key: str, given: Iterable[str], names: Sequence[str]) -> None:
+def _check_known(
+    key: str, kind: str, given: Iterable[str], names: Iterable[str]
+) -> None:
     for name in given:
         if name not in names:
             raise schema.InputError(
-                f"{key} names unknown task {name!r}; available: {', '.join(names)}"
+                f"{key} names unknown {kind} {name!r}; available: {', '.join(names)}"
             )
 
 

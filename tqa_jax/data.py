@@ -1,11 +1,10 @@
 """Command line for data sets: `python -m tqa_jax.data audit PATH`."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
-from tqa_jax import audit, schema
+from tqa_jax import audit, cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,10 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the data set was read, with or without flags; 2 when it was not.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.data", description="Looks into a data set."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=cli.parser
+    )
     help_text = "print label and feature statistics and flag what is wrong with a set"
     command = commands.add_parser(
         "audit",
@@ -38,21 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cannot be read."
         ),
     )
-    command.add_argument("path", metavar="PATH", help="folder that has a dataset.json")
+    command.add_argument(
+        "path", type=cli.path, metavar="PATH", help="folder that has a dataset.json"
+    )
     command.add_argument(
         "--json", action="store_true", help="print JSON instead of text (default: text)"
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         report = audit.audit(options.path)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps(report, indent=1, allow_nan=False))
-    else:
-        print(audit.text(report))
-    return 0
+        if options.json:
+            print(json.dumps(report, indent=1, allow_nan=False))
+        else:
+            print(audit.text(report))
+
+    return cli.run(work)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tqa_jax import batch, output, preprocess, schema, scorer, trained
+from tqa_jax import batch, cli, output, preprocess, schema, scorer, trained
 
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("npz", "stablehlo")
@@ -221,13 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the program's name; default those of
             the process.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.export",
         description="Writes a finished run as one file that scores clips.",
         epilog="Exit status: 0 when the file was written, 2 when it was not.",
     )
-    parser.add_argument("--workdir", required=True, help="folder of the finished run")
-    parser.add_argument("--out", required=True, help="file to write; replaced if there")
+    path = {"type": cli.path, "required": True}
+    parser.add_argument("--workdir", help="folder of the finished run", **path)
+    parser.add_argument("--out", help="file to write; replaced if there", **path)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -243,25 +244,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "it (default: npz)",
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.format == "stablehlo" and options.dtype != "float32":
             raise schema.InputError(
                 "--format=stablehlo stores float32; --dtype is for npz"
             )
         found = trained.load(options.workdir)
-        out = pathlib.Path(options.out)
         write = _write_npz if options.format == "npz" else _write_stablehlo
-        print(write(found, out, options))
-    except (schema.InputError, scorer.ScorerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        print(write(found, options.out, options))
+
+    return cli.run(work)
 
 
 def _write_npz(
     found: trained.Trained, out: pathlib.Path, options: argparse.Namespace
 ) -> str:
-    reference = _reference(pathlib.Path(options.workdir))
+    reference = _reference(options.workdir)
     names = dict.fromkeys(name.split("/")[0] for name in reference)
     description = describe(found, dtype=options.dtype, reference=list(names))
     arrays = collect(found, reference)

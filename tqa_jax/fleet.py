@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tqa_jax import assemble, memory, prepare, schema, train_step
+from tqa_jax import assemble, machine, memory, prepare, schema, train_step
 from tqa_jax import batch as batches
 
 _logger = logging.getLogger(__name__)
@@ -61,11 +61,8 @@ def device_for_each_core() -> None:
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < 0:
-        # Those that this process may use, where the system says.
-        mine = getattr(os, "sched_getaffinity", None)
-        cores = len(mine(0)) if mine else os.cpu_count()
         with contextlib.suppress(RuntimeError):  # JAX has begun.
-            jax.config.update("jax_num_cpu_devices", cores)
+            jax.config.update("jax_num_cpu_devices", machine.cores())
 
 
 class Fleet:

@@ -15,15 +15,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from tqa_jax import hyperparameters, schema
+from tqa_jax import config_files, hyperparameters, schema
 
-# Their keys are names of a data set, so the base need not have them.
-_OPEN = (
-    "optim.task_factors",
-    "preprocess.pca",
-    "train.select_weights",
-    "weighting.fixed.values",
-)
 _KEYS = {"base", "grid", "random", "at_once"}
 _OPTIONAL = {"cases", "traced"}
 _LONGEST_NAME = 150
@@ -219,22 +212,7 @@ def apply(
     """
     config = base.copy_and_resolve_references()
     for key, value in settings.items():
-        *path, name = key.split(".")
-        section = config
-        for part in path:
-            section = section.get(part) if _is_section(section) else None
-        if not _is_section(section) or (
-            name not in section and ".".join(path) not in _OPEN
-        ):
-            raise schema.InputError(
-                f"the sweep changes {key!r}, which the base configuration does not have"
-            )
-        try:
-            section[name] = value
-        except (TypeError, ValueError) as error:
-            raise schema.InputError(
-                f"the sweep sets {key} to {value!r}: {' '.join(str(error).split())}"
-            ) from error
+        config_files.put(config, key, value)
     return config
 
 
@@ -242,10 +220,6 @@ def _get(config: ml_collections.ConfigDict, key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, ml_collections.ConfigDict)
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
 """The main job: trains and evaluates what a config describes.
 
-    python -m tqa_jax.main --config=configs/gradnorm.py --workdir=/tmp/tqa
+    python -m tqa_jax.main --config=configs/gradnorm.py
 
 Any key of the config can be overridden: --config.train.epochs=5. Without
 --config.data.path the demo data set is built first, once, under ~/.cache/tqa_jax
@@ -13,119 +13,174 @@ GKE, else with --coordinator, --num_processes and --process_id.
 
 import logging
 import pathlib
-import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import textwrap
+import types
+from collections.abc import Callable, Sequence
 
-import absl.logging
 import ml_collections
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from tqa_jax import cache, heap, intervals, processes, schema, train, trial
+from tqa_jax import (
+    assemble,
+    cli,
+    config_files,
+    intervals,
+    processes,
+    schema,
+    train,
+)
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Config: a .py file, or the name of one in configs/."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; made if missing. (default: runs/CONFIG)"
+)
 _PROCESSES = processes.flags()
-flags.mark_flags_as_required(["config", "workdir"])
+_FLAGS = (_CONFIG, _WORKDIR, *_PROCESSES)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the job; exits with 2 for bad input and 1 if training stopped."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
-    # Else absl would show each step of Orbax.
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    cache.keep_programs()
-    heap.keep()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the job; returns its exit status, see `cli.run`."""
+    return command(_run, __doc__, arguments)
+
+
+def command(
+    work: Callable[[ml_collections.ConfigDict, pathlib.Path], int | None],
+    doc: str,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a command that takes a config and a folder.
+
+    Args:
+        work: given the config, overrides in it, and the folder; returns a status.
+        doc: what `--help` says.
+        arguments: of the command line; default those of the process.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    if {"--help", "-help", "-h", "--helpfull"} & set(given):
+        print(doc, _options(), sep="\n")
+        return 0
+
+    def start() -> int | None:
+        config, workdir = parse(given)
+        cli.prepare_jax()
+        return work(config, workdir)
+
+    return cli.run(start, stopped="stopped; the same command continues")
+
+
+def parse(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """Reads a command line: the config, overrides in it, and the folder of the run.
+
+    Raises:
+        InputError: for a wrong option, config or override.
+    """
+    overrides, others = config_files.split(arguments)
+    for flag in _FLAGS:
+        flags.FLAGS[flag.name].unparse()  # Of an earlier call.
+    try:
+        rest = flags.FLAGS(["", *others])[1:]
+    except flags.Error as error:
+        raise schema.InputError(f"{error}; see --help") from error
+    if rest:
+        raise schema.InputError(f"unexpected argument {rest[0]!r}; see --help")
+    if _CONFIG.value is None:
+        raise schema.InputError(
+            "--config is missing; expected a .py file, or one of "
+            f"{', '.join(config_files.available())}"
+        )
+    config = config_files.load(_CONFIG.value, overrides)
+    workdir = _WORKDIR.value
+    if workdir is None:
+        workdir = f"runs/{config_files.find(_CONFIG.value).stem}"
+    return config, cli.path(workdir)
+
+
+def _options() -> str:
+    """What `--help` says of the options."""
+    helps = {flag.name: flags.FLAGS[flag.name].help for flag in _FLAGS}
+    helps["config.KEY=VALUE"] = (
+        "Another value for a key of the config; keys, their defaults and what they "
+        f"mean: {config_files.FOLDER / 'default.py'}"
+    )
+    lines = [f"--{name}: {text}" for name, text in helps.items()]
+    lines.append(f"Configs: {', '.join(config_files.available())}")
+    return "\n".join(
+        textwrap.fill(
+            line,
+            88,
+            initial_indent="  ",
+            subsequent_indent=6 * " ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )
+
+
+def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int | None:
+    if "base" in config:
+        raise schema.InputError("this config is of a sweep: python -m tqa_jax.sweep")
     try:
         processes.start(
             **{name: flag.value for name, flag in _PROCESSES._asdict().items()}
         )
         group = processes.group()
-        show_progress(logging.INFO if group.writes else logging.WARNING)
-        data_path = pathlib.Path(config.data.path or _demo(config.data, group))
-        results = train.run(config, data_path=data_path, workdir=workdir)
+        if not group.writes:
+            cli.log(logging.WARNING)
+        results = train.run(config, data_path=_data(config, group), workdir=workdir)
     except processes.Elsewhere:
-        sys.exit(2)
-    except schema.InputError as error:
-        refuse(str(error))
-    except trial.Stopped as error:
+        return 2
+    except cli.Stopped:
         if group.writes:
-            print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    if not group.writes:
-        return
-    print(intervals.table(results))
-    for name in ("results.json", "predictions.csv", "metrics.jsonl", "checkpoints"):
-        print(workdir / name)
+            raise
+        return 1
+    if group.writes:
+        print(intervals.table(results))
+        for name in ("results.json", "predictions.csv", "metrics.jsonl", "checkpoints"):
+            print(workdir / name)
+    return 0
 
 
-def show_progress(level: int) -> None:
-    """Sends our own log lines to stderr."""
-    handler = logging.StreamHandler()
-    for name in ("tqa_jax", "extract"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
+def _data(config: ml_collections.ConfigDict, group: processes.Group) -> pathlib.Path:
+    """Finds the data set.
 
-
-def _demo(data: ml_collections.ConfigDict, group: processes.Group) -> pathlib.Path:
-    """Builds the demo data set, or finds it in the cache.
-
-    Of several processes the first does; the others then find it, or build their own
-    where they do not share the cache.
+    Of several processes the first builds the demo set; the others then find it, or
+    build their own where they do not share the cache.
     """
-    group.from_writer(lambda: str(build_demo(data.demo_clips)).encode())
-    return group.together(lambda: build_demo(data.demo_clips))
+    group.together(lambda: check(config))
+    group.from_writer(lambda: str(find_data(config)).encode())
+    return group.together(lambda: find_data(config))
 
 
-def build_demo(clips: int) -> pathlib.Path:
-    """Builds the demo data set of that many clips, or finds it in the cache."""
-    try:
-        from extract import demo
-    except ModuleNotFoundError as error:
-        raise schema.InputError(
-            f"the demo data set needs the extract extra ({error}): "
-            "pip install -e '.[extract]', or give --config.data.path"
-        ) from error
-    except ImportError as error:
-        raise schema.InputError(
-            f"a system library is missing ({error}): "
-            "apt-get install libegl1 libgles2 libgl1 libglib2.0-0"
-        ) from error
-    return demo.build(cache.folder(), clips=clips)
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks a config before its data are read or, which takes minutes, made.
+
+    Raises:
+        InputError: for what does not fit the data set, or no data set.
+    """
+    if config.data.path:
+        described = schema.load(cli.path(config.data.path)).schema
+    else:
+        described = _demo().described()
+    assemble.check(config, described)
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; a wrong flag or config key is one line and exit 2."""
-    try:
-        rest = flags.FLAGS(list(argv))
-        _CONFIG.value.to_dict()
-    except AttributeError as error:
-        # Of ml_collections: an AttributeError around a KeyError around the message.
-        inner = error.args[0]
-        message = str(inner.args[0] if isinstance(inner, KeyError) else inner)
-        refuse(f"unknown config key {' '.join(message.split())}")
-    except (flags.Error, TypeError, ValueError) as error:
-        refuse(" ".join(str(error).split()))
-    except OSError:
-        given = re.findall(r"--?config[= ](\S+)", " ".join(argv))
-        refuse(f"{given[-1]} cannot be loaded from here; expected a file of configs/")
-    return rest
+def find_data(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Returns the data set of a config; builds the demo set if it names none."""
+    if config.data.path:
+        return cli.path(config.data.path)
+    return _demo().build(cli.cache_folder(), clips=config.data.demo_clips)
 
 
-def refuse(message: str) -> NoReturn:
-    """Ends the process with one line for the user and status 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _demo() -> types.ModuleType:
+    cli.need("cv2", "av", instead=", or give --config.data.path")
+    from extract import demo
+
+    return demo
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    sys.exit(main())

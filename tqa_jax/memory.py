@@ -7,13 +7,11 @@ is refused with what would make it fit, and does not die in its first step.
 
 import dataclasses
 import logging
-import os
-import pathlib
 from typing import NamedTuple
 
 import jax
 
-from tqa_jax import schema
+from tqa_jax import machine, schema
 
 _logger = logging.getLogger(__name__)
 _NEAR = 0.9  # of the device: what the program does not count has to fit as well
@@ -75,30 +73,8 @@ def available(device: jax.Device) -> int | None:
     """
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    limit = _host_limit()
+    limit = machine.memory()
     return None if limit is None else limit // jax.local_device_count("cpu")
-
-
-def _host_limit(root: pathlib.Path = pathlib.Path("/")) -> int | None:
-    """The least of the machine's memory and the limits of all our control groups."""
-    limits = []
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    groups = root / "proc/self/cgroup"
-    for line in groups.read_text().splitlines() if groups.is_file() else ():
-        _, kinds, path = line.split(":", 2)
-        if kinds == "":
-            top, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in kinds.split(","):
-            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = pathlib.PurePosixPath(path.lstrip("/"))
-        for folder in (group, *group.parents):
-            file = top / folder / name
-            if file.is_file() and (text := file.read_text().strip()) != "max":
-                limits.append(int(text))
-    return min(limits, default=None)
 
 
 def describe(

@@ -27,21 +27,6 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def writing(path: str | pathlib.Path) -> Iterator[None]:
-    """Turns what the disk refuses into one line.
-
-    Raises:
-        InputError: when something cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise schema.InputError(
-            f"{path} cannot be written: {error.strerror or error}"
-        ) from error
-
-
-@contextlib.contextmanager
 def lock(file: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from working in the folder of a lock file, as a context.
 

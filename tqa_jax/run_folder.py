@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import hyperparameters, output, schema
+from tqa_jax import machine, output, schema
 
 _PACKAGES = ("tqa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -40,13 +40,8 @@ def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, An
         data_path: the data set.
 
     Raises:
-        InputError: when a setting is not finite or there is no data set.
+        InputError: when there is no data set.
     """
-    for key, value in hyperparameters.flatten(config):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise schema.InputError(
-                f"config.{key} is {value}; expected a finite number"
-            )
     described = schema.load(data_path).schema.to_json()
     description = (data_path / "dataset.json").read_bytes()
     return json.loads(
@@ -142,7 +137,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": machine.cores(),
         "processes": jax.process_count(),
         "devices": [str(device) for device in jax.devices()],
         "device_kind": jax.devices()[0].device_kind,
@@ -199,9 +194,6 @@ class MetricsLog:
             folder: of the run.
             from_step: step that the run continues from; later lines are dropped.
             tensorboard: also write TensorBoard event files, under `tensorboard/`.
-
-        Raises:
-            InputError: when `tensorboard` is asked for and tensorboardX is missing.
         """
         self._board = _board(folder, from_step) if tensorboard else None
         path = folder / "metrics.jsonl"
@@ -265,12 +257,8 @@ def step_line(
 
 
 def _board(folder: pathlib.Path, from_step: int) -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise schema.InputError(
-            "log.tensorboard needs tensorboardX: pip install 'tqa_jax[logs]'"
-        ) from error
+    import tensorboardX
+
     return tensorboardX.SummaryWriter(
         str(folder / "tensorboard"), purge_step=from_step + 1
     )

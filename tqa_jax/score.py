@@ -7,7 +7,6 @@ NumPy; neither JAX nor a GPU is used.
 
 import argparse
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tqa_jax import extraction, output, schema, score_page, scorer
+from tqa_jax import cli, extraction, machine, output, schema, score_page, scorer
 
 _FAR = 1.0  # Distance to training features, in units of what 99 % of them are below.
 _FACELESS = 0.1  # Share of rows without a face from which a person should know.
@@ -40,20 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from extract import no_network
 
     options = _parse(arguments)
-    try:
+
+    def work() -> int:
         if options.no_network:
             no_network.enter("tqa_jax.score", arguments)
         return _run(options)
-    except (schema.InputError, scorer.ScorerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+
+    return cli.run(work)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.score",
         description=(
             "Scores talking-face clips. One clip gives JSON with intervals, a timeline "
@@ -65,35 +61,37 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ),
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", type=pathlib.Path, help="video or folder"
+        "paths", nargs="+", metavar="PATH", type=cli.path, help="video or folder"
     )
     parser.add_argument(
         "--scorer",
         required=True,
-        type=pathlib.Path,
+        type=cli.path,
         metavar="FILE",
         help="what `python -m tqa_jax.export` wrote",
     )
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=cli.path,
         metavar="FILE",
         help="write scores there (default: standard output)",
     )
     parser.add_argument(
         "--html",
-        type=pathlib.Path,
+        type=cli.path,
         metavar="FILE",
         help="also write a page with a timeline over thumbnails of each clip",
     )
     parser.add_argument(
         "--openface",
+        type=cli.path,
         metavar="DIR",
         help="folder of OpenFace tables, for a scorer trained on them",
     )
     for modality in _WEIGHTED:
         parser.add_argument(
             f"--{modality}_weights",
+            type=cli.path,
             metavar="WHERE",
             help=f"weights of the {modality} network that the scorer was trained on",
         )
@@ -107,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=os.cpu_count() or 1,
+        default=machine.cores(),
         metavar="N",
         help="processes that measure clips (default: one a CPU core)",
     )
@@ -120,10 +118,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.num_workers < 1:
-        raise schema.InputError(
-            f"--num_workers is {options.num_workers}; expected at least 1"
-        )
+    cli.at_least_one(num_workers=options.num_workers)
     for name in ("out", "html"):
         file = getattr(options, name)
         if file is not None and not file.absolute().parent.is_dir():

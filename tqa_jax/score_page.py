@@ -8,25 +8,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqa_jax import schema
-
 _THUMBNAILS = 8
 _SIZE = 96  # pixels, of the longer side
 _COLOURS = ("#0b6e99", "#b3541e", "#3f7d20", "#8e44ad", "#444444", "#a0522d")
 
 
 def load_template() -> Any:
-    """Reads the page's template, before any work that would be lost without it.
+    """Reads the page's template, before any work that would be lost without it."""
+    import jinja2
 
-    Raises:
-        InputError: without Jinja2.
-    """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise schema.InputError(
-            "a page needs jinja2: pip install 'tqa_jax[report]'"
-        ) from error
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import checkpoint, output, schema
+from tqa_jax import checkpoint, cli, output, schema
 
 
 def params(folder: str) -> Any:
@@ -28,14 +28,14 @@ def params(folder: str) -> Any:
     """
     if not folder:
         return None
-    run = _read(pathlib.Path(folder))
+    run = read(folder)
     members = run["config"]["train"].get("members", 1)
     if members != 1:
         raise schema.InputError(
             f"train.start_from: {folder} is an ensemble of {members} networks; "
             "expected a run with train.members=1"
         )
-    place = pathlib.Path(folder) / "checkpoints"
+    place = cli.path(folder) / "checkpoints"
     with contextlib.closing(checkpoint.Checkpoints(place)) as found:
         return found.best()
 
@@ -53,7 +53,7 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
     """
     if not folder or fitted.exists():
         return
-    before = schema.Schema.from_json(_read(pathlib.Path(folder))["data"]["schema"])
+    before = schema.Schema.from_json(read(folder)["data"]["schema"])
     known = {one.name: one for one in info.schema.modalities}
     for one in before.modalities:
         if one.name in known and known[one.name] != one:
@@ -64,7 +64,7 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
                 f"{key} {was[key]!r}; this data set has {now[key]!r}; measure both in "
                 "the same way"
             )
-    file = pathlib.Path(folder) / "preprocess.npz"
+    file = cli.path(folder) / "preprocess.npz"
     with output.atomic(fitted) as part:
         part.write_bytes(file.read_bytes())
 
@@ -98,10 +98,16 @@ def check(given: Any, fresh: Any) -> None:
             )
 
 
-def _read(folder: pathlib.Path) -> dict[str, Any]:
-    if not (folder / "results.json").is_file():
+def read(folder: str) -> dict[str, Any]:
+    """Reads the `config.json` of a finished run.
+
+    Raises:
+        InputError: when there is none.
+    """
+    run = cli.path(folder)
+    if not (run / "results.json").is_file():
         raise schema.InputError(
             f"train.start_from: {folder} holds no finished run; expected the --workdir "
             "of one"
         )
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.loads((run / "config.json").read_text(encoding="utf-8"))

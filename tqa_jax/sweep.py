@@ -26,19 +26,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import absl.logging
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags
 
 from tqa_jax import (
     assemble,
-    cache,
     comparison,
     fleet,
     grid,
-    heap,
     hyperparameters,
     lockstep,
     output,
@@ -60,39 +56,22 @@ _logger = logging.getLogger(__name__)
 # Each run's folder gets its own copy.
 _FILES = ("audit.json", "preprocess.npz")
 
-flags.adopt_module_key_flags(main_command)
-flags.adopt_module_key_flags(processes)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the sweep; returns its exit status, 1 if a run failed; see `cli.run`."""
+    return main_command.command(_command, __doc__, arguments)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the sweep; exits with 2 for bad input and 1 if a run failed."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    given = flags.FLAGS
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    cache.keep_programs()
-    heap.keep()
+def _command(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+    if "base" not in sweep:
+        raise schema.InputError("this config is of one run: python -m tqa_jax.main")
     fleet.device_for_each_core()
-    main_command.show_progress(logging.INFO)
     # One line for each of many runs would bury the sweep's own.
     logging.getLogger(trial.__name__).setLevel(logging.WARNING)
-    workdir = pathlib.Path(given.workdir)
-    try:
-        share = processes.share(
-            distributed=given.distributed,
-            coordinator=given.coordinator,
-            num_processes=given.num_processes,
-            process_id=given.process_id,
-        )
-        found = run(given.config, workdir=workdir, share=share)
-    except schema.InputError as error:
-        main_command.refuse(str(error))
-    except trial.Stopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    share = processes.share(
+        **{name: flag.value for name, flag in processes.flags()._asdict().items()}
+    )
+    found = run(sweep, workdir=workdir, share=share)
     if found.table:
         print(comparison.to_markdown(found.table))
         print(workdir / "sweep.csv", workdir / "runs.csv", sep="\n")
@@ -101,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
         print("to end writes the table")
     for name, reason in found.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    sys.exit(1 if found.failed else 0)
+    return 1 if found.failed else 0
 
 
 def run(
@@ -174,15 +153,13 @@ def _about(run: grid.Run) -> Any:
 
 def _sources(runs: Sequence[grid.Run]) -> dict[str, _Source]:
     """Finds each run's data set; builds the demo set if one asks for it."""
-    demos: dict[int, pathlib.Path] = {}
+    for one in runs:
+        with _about(one):
+            main_command.check(one.config)
     found = {}
     for one in runs:
-        path, clips = one.config.data.path, one.config.data.demo_clips
-        if not path and clips not in demos:
-            demos[clips] = main_command.build_demo(clips)
-        place = pathlib.Path(path) if path else demos[clips]
         with _about(one):
-            assemble.check(one.config)
+            place = main_command.find_data(one.config)
             described = run_folder.describe(one.config.to_dict(), place)
         found[one.name] = _Source(place, described["data"]["sha256"])
     return found
@@ -397,4 +374,4 @@ def _train_group(
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=main_command.parse)
+    sys.exit(main())

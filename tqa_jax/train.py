@@ -73,7 +73,11 @@ def run(
 
         new, results = json.loads(group.from_writer(claim))
         if results is not None:
-            _logger.info("%s holds a finished run; showing its results", workdir)
+            _logger.info(
+                "%s holds a finished run; showing its results. To train anew, give "
+                "another --workdir",
+                workdir,
+            )
             return results
         try:
             trainer = _open(config, data_path, workdir, group)
@@ -94,8 +98,9 @@ def _check_same(
     """Checks settings, and that all processes were given the same."""
 
     def describe() -> dict[str, Any]:
-        assemble.check(config)
-        return run_folder.describe(config.to_dict(), data_path)
+        described = run_folder.describe(config.to_dict(), data_path)
+        assemble.check(config, schema.load(data_path).schema)
+        return described
 
     mine = group.together(describe)
     first = json.loads(group.from_writer(lambda: json.dumps(mine).encode()))
@@ -196,6 +201,19 @@ class _Trainer:
         self._runner = runner.Runner(self._parts.step, train, self._devices)
         self._score = self._devices.scorer(self._parts.score)
         self._validation = validation
+        try:
+            self._start(config, train, group)
+        except BaseException:
+            self.close()  # Else Orbax's threads would outlive the error.
+            raise
+
+    def _start(
+        self,
+        config: ml_collections.ConfigDict,
+        train: prepare.Split,
+        group: processes.Group,
+    ) -> None:
+        """Opens the files of the run and compiles its first program."""
         self._trial.start(self._parts.init(config.seed))
         self._bar = tqdm.tqdm(
             total=config.train.epochs * self._trial.steps_per_epoch,
@@ -223,11 +241,7 @@ class _Trainer:
                 data_bytes=self._runner.data_bytes,
             )
             device = jax.local_devices()[0]
-            try:
-                group.together(lambda: memory.check(program, device, settings))
-            except schema.InputError:
-                self.close()
-                raise
+            group.together(lambda: memory.check(program, device, settings))
 
     def train(self) -> None:
         """Trains until the last epoch or an early stop."""

@@ -23,6 +23,7 @@ import numpy as np
 from tqa_jax import (
     assemble,
     checkpoint,
+    cli,
     conclude,
     evaluate,
     pipeline,
@@ -37,7 +38,7 @@ _logger = logging.getLogger(__name__)
 _EXPLODING = 20.0  # times the median gradient norm
 
 
-class Stopped(RuntimeError):
+class Stopped(cli.Stopped):
     """Training ended before its time; the state is saved and the message says why."""
 
 

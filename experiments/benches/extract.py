@@ -21,7 +21,7 @@ from experiments import timing
 from experiments.benches import networks
 from extract import build, demo, pool
 from extract.rendering import demo_plan
-from tqa_jax import schema
+from tqa_jax import machine, schema
 
 _MOST_ROUNDS = 3
 _RENDERED = 6
@@ -37,7 +37,7 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
         raise schema.InputError("there is no apache_beam; pip install -e '.[beam]'")
     from extract import beam
 
-    cores = os.cpu_count() or 1
+    cores = machine.cores()
     options = [
         f"--direct_num_workers={cores}",
         "--direct_running_mode=multi_processing",

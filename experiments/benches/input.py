@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import sides, timing
 from experiments.benches import _ours, _sizes
-from tqa_jax import batch, pipeline, preprocess, records, schema
+from tqa_jax import batch, machine, pipeline, preprocess, records, schema
 
 _RAW = {"visual": 2048, "audio": 768, "keypoints": 1404, "action_units": 17}
 _BATCH = 32
@@ -104,7 +104,7 @@ def _rates(title: str, path: pathlib.Path, clips: int, rounds: int) -> timing.Ta
 def _share(folder: pathlib.Path, size: str, rounds: int) -> timing.Table:
     """A batch from the device's memory beside a training step on it."""
     _ours.write(folder, _sizes.SIZES[size], 0.1)
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = int(os.environ.get("OMP_NUM_THREADS", machine.cores()))
     step = {"folder": str(folder), "size": size, "dropout": 0.1}
     take = {"path": str(folder / str(sum(_sizes.WIDTHS.values()))), "batches": 1}
     with (

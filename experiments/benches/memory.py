@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from configs import optimized
 from experiments import timing
 from experiments.benches import _sizes
-from tqa_jax import assemble, batch, memory, schema, train_step
+from tqa_jax import assemble, batch, config_files, memory, schema, train_step
 
 _PLAIN, _ACCUMULATION = "plain", "accumulation 8"
 _REMAT = {"model.remat": "nothing_saveable"}
@@ -89,7 +88,7 @@ def _cases(clips: int) -> dict[str, dict[str, Any]]:
 def _config(
     clips: int, frames: int, changes: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    config = optimized.get_config()
+    config = config_files.load("optimized")
     flat = {"train.batch_size": clips, "data.max_frames": frames, **changes}
     config.update_from_flattened_dict(flat)
     return config

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from experiments import sides, timing
-from tqa_jax import schema
+from tqa_jax import machine, schema
 
 _OURS, _TORCH = "ours", "transformers"
 _RESNET = {
@@ -52,7 +52,7 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
     one, four = ((1, 4000), (4, 4000)) if quick else ((1, 80_000), (4, 80_000))
     resnet = _TINY_RESNET if quick else _RESNET
     hubert = _TINY_HUBERT if quick else _HUBERT
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = int(os.environ.get("OMP_NUM_THREADS", machine.cores()))
     return [
         _compare("E1: ResNet", "resnet", resnet, pictures, threads, rounds),
         _compare("E2: HuBERT", "hubert", hubert, one, threads, rounds),

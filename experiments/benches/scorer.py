@@ -25,6 +25,7 @@ import numpy as np
 
 from experiments import sides, timing
 from experiments.benches import _sizes
+from tqa_jax import machine
 
 _WIDTHS = _sizes.WIDTHS
 _OURS, _PRODUCTS, _TORCH = "NumPy scorer", "its matrix products alone", "PyTorch eager"
@@ -54,7 +55,7 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
     kinds = [_OURS, _PRODUCTS]
     kinds += [side for side, names in _NEEDS.items() if not missing & set(names)]
     baseline = _TORCH if _TORCH in kinds else _OURS
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    threads = int(os.environ.get("OMP_NUM_THREADS", machine.cores()))
     without = ""
     if missing:
         without = f"Without {', '.join(sorted(missing))}: pip install -e '.[bench]'."

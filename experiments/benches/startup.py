@@ -120,7 +120,6 @@ def _until_first_step(report: pathlib.Path) -> NoReturn:
     main = importlib.import_module("tqa_jax.main")
     imported = time.time()
     import jax
-    from absl import app
 
     from tqa_jax import runner
 
@@ -156,7 +155,7 @@ def _until_first_step(report: pathlib.Path) -> NoReturn:
 
     runner.Runner.run = once
     del sys.argv[1]
-    app.run(main.main, flags_parser=main.parse)
+    main.main()
     raise AssertionError("the command ended before its first step")
 
 

@@ -6,18 +6,13 @@ again, since its runs are kept under `--out`.
 
 import argparse
 import dataclasses
-import importlib.util
 import logging
 import pathlib
-import re
-import sys
 from collections.abc import Callable, Sequence
 
-import absl.logging
 import ml_collections
 
-from configs import study as study_config
-from tqa_jax import cache, fleet, heap, schema, trial
+from tqa_jax import cli, config_files, fleet, schema, trial
 from tqa_jax import main as main_command
 
 _QUICK_CLIPS = 24
@@ -75,24 +70,15 @@ def run(
         The exit status: 0, 2 for bad input, 1 when training failed, 130 when stopped.
     """
     given = _parse(name, doc, arguments, more, draws)
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    cache.keep_programs()
-    heap.keep()
-    fleet.device_for_each_core()
-    main_command.show_progress(logging.INFO)
-    logging.getLogger(trial.__name__).setLevel(logging.WARNING)
-    try:
+
+    def work() -> None:
+        cli.need("matplotlib")
+        cli.prepare_jax()
+        fleet.device_for_each_core()
+        logging.getLogger(trial.__name__).setLevel(logging.WARNING)
         does(_options(given))
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except trial.Stopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+
+    return cli.run(work, stopped="stopped; the same command continues")
 
 
 def quick(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -116,20 +102,22 @@ def _parse(
     more: Callable[[argparse.ArgumentParser], None] | None,
     draws: int,
 ) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog=f"python -m experiments.{name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data", default="", help="data set folder (default: demo)")
+    parser.add_argument("--data", type=cli.path, help="data set folder (default: demo)")
     parser.add_argument("--seeds", type=int, help="runs a case (default: 5; quick: 2)")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="results")
+    parser.add_argument("--out", required=True, type=cli.path, help="results")
     parser.add_argument(
         "--quick", action="store_true", help="a tiny version, to see that it works"
     )
     parser.add_argument(
-        "--config", help="file of the base configuration (default: configs/study.py)"
+        "--config",
+        default="study",
+        help="base configuration: a .py file, or a name in configs/ (default: study)",
     )
     if draws:
         parser.add_argument(
@@ -145,52 +133,23 @@ def _parse(
 
 
 def _options(given: argparse.Namespace) -> Options:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise schema.InputError(
-            "studies need the studies extra: pip install -e '.[studies]'"
-        )
     seeds = given.seeds if given.seeds is not None else (2 if given.quick else 5)
     draws = 1
     if given.usual_draws:
         draws = given.draws
         if draws is None:
             draws = 2 if given.quick else given.usual_draws
-    for option, value in (("seeds", seeds), ("draws", draws)):
-        if value < 1:
-            raise schema.InputError(f"--{option} is {value}; expected 1 or more")
-    base = _base(given.config)
+    cli.at_least_one(seeds=seeds, draws=draws)
+    base = config_files.load(given.config)
     if given.quick:
         base = quick(base)
+        base.data.demo_clips = _QUICK_CLIPS
     if given.data:
-        base.data.path = given.data
-    else:
-        clips = _QUICK_CLIPS if given.quick else base.data.demo_clips
-        base.data.path = str(main_command.build_demo(clips))
-    data = pathlib.Path(base.data.path)
-    schema.load(data)
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise schema.InputError(
-            f"--out={given.out} cannot be made: {error.strerror}"
-        ) from error
+        base.data.path = str(given.data)
+    main_command.check(base)
+    data = main_command.find_data(base)
+    base.data.path = str(data)
+    given.out.mkdir(parents=True, exist_ok=True)
     return Options(
         data, given.out, tuple(range(seeds)), draws, given.quick, base, given
     )
-
-
-def _base(file: str | None) -> ml_collections.ConfigDict:
-    if file is None:
-        return study_config.get_config()
-    spec = importlib.util.spec_from_file_location(
-        re.sub(r"\W", "_", pathlib.Path(file).stem), file
-    )
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.get_config()
-    except (AttributeError, OSError) as error:
-        raise schema.InputError(
-            f"--config={file} is no configuration: {error}; expected a file such as "
-            "configs/study.py"
-        ) from error

@@ -12,7 +12,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from tqa_jax import schema
+from tqa_jax import cli, schema
 
 SOURCE = "source"
 FLAW = "planted flaw"
@@ -28,7 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say what groups there are."""
     parser.add_argument(
         "--groups",
-        type=pathlib.Path,
+        type=cli.path,
         help="CSV with the columns clip and one for each grouping, as fps or language",
     )
     parser.add_argument(

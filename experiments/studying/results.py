@@ -106,7 +106,7 @@ def write(
     if figure is not None:
         from matplotlib import pyplot
 
-        with output.writing(options.out), output.atomic(_with(base, ".png")) as part:
+        with output.atomic(_with(base, ".png")) as part:
             figure.savefig(part, dpi=150, format="png", bbox_inches="tight")
         pyplot.close(figure)
     print(page)

@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tqa_jax import schema
+from tqa_jax import cli
 
 _COMMANDS = {
     "make": ("make", "make the page of a study out of clips"),
@@ -28,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m experiments.subjective",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=cli.parser
+    )
     for name, (file, text) in _COMMANDS.items():
         if arguments[:1] != [name]:
             commands.add_parser(name, help=text)
@@ -48,11 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    try:
-        return options.run(options)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return cli.run(lambda: options.run(options))
 
 
 if __name__ == "__main__":

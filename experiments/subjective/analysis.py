@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.subjective import findings, model_agreement, ratings, summary
-from tqa_jax import output, run_folder, schema
+from tqa_jax import cli, output, run_folder, schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ratings",
         nargs="+",
         required=True,
+        type=cli.path,
         metavar="PATH",
         help="CSV files of answers, or folders of them",
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, help="folder for the results"
+        "--out", type=cli.path, required=True, help="folder for the results"
     )
     parser.add_argument(
         "--scores",
         nargs="+",
         default=[],
+        type=cli.path,
         metavar="CSV",
         help="scores of models, with columns clip and task, as python -m tqa_jax.score "
         "prints them, or predictions.csv of a run; several are compared with the first",
@@ -48,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         schema.InputError: a file cannot be used.
     """
+    cli.need("matplotlib")
     answers = ratings.read(options.ratings)
     models: dict[str, dict[str, Any]] = {}
     for path in options.scores:
@@ -77,8 +80,7 @@ def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:
     """
     from matplotlib import pyplot
 
-    with output.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("clips", "raters"):
         output.write(out / f"{name}.csv", output.table_of(found[name]))
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -88,6 +90,6 @@ def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:
     )
     output.write(out / "summary.md", page)
     figure = summary.figure(found)
-    with output.writing(out), output.atomic(out / "analysis.png") as part:
+    with output.atomic(out / "analysis.png") as part:
         figure.savefig(part, dpi=150, format="png")
     pyplot.close(figure)

@@ -28,7 +28,7 @@ from typing import Any
 
 from experiments.subjective import design, material, page
 from experiments.subjective import questions as questions_lib
-from tqa_jax import output, schema
+from tqa_jax import cli, output, schema
 
 _DEFAULT_TITLE = "Which talking face is better?"
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, text: str, **more: Any) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
 
-    path = {"type": pathlib.Path}
+    path = {"type": cli.path}
     number = {"type": int, "metavar": "N"}
     add("clips", "folder of the clips", required=True, metavar="DIR", **path)
     add("out", "folder to make", required=True, metavar="DIR", **path)
@@ -225,12 +225,11 @@ def write(plan: Mapping[str, Any], clips: pathlib.Path, out: pathlib.Path) -> No
             f"{out} has a page already; expected a new folder, since answers to one "
             "study do not fit another"
         )
-    with output.writing(out):
-        for name in plan["clips"]:
-            target = out / "clips" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with output.atomic(target) as part:
-                shutil.copyfile(clips / name, part)
+    for name in plan["clips"]:
+        target = out / "clips" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with output.atomic(target) as part:
+            shutil.copyfile(clips / name, part)
     rows = [
         (order["rater_id"], f"index.html#{order['rater_id']}")
         for order in plan["orders"]

@@ -5,11 +5,10 @@ The one thing to know: a question is for one task, whose columns in the answers 
 """
 
 import dataclasses
-import pathlib
 import re
 
 from experiments.subjective import tables
-from tqa_jax import schema
+from tqa_jax import cli, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ def choose(text: str, optional: str) -> list[Question]:
         InputError: for an unknown name or a table that cannot be read.
     """
     if text.lower().endswith(".csv"):
-        path = pathlib.Path(text)
+        path = cli.path(text)
         columns = ("task", "title", "question", "anchor_1", "anchor_3", "anchor_5")
         lines = tables.read(path, columns)
         found = [

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.subjective import ratings, recovery, truth
-from tqa_jax import output, schema
+from tqa_jax import cli, output, schema
 
 _COLUMNS = ("timestamp", "study", "rater_id", "item_id", "trial_index", "kind")
 _SIDES = ("left", "right")
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=20, help="repetitions (default: 20)"
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, help="folder for the results"
+        "--out", type=cli.path, required=True, help="folder for the results"
     )
 
 
@@ -66,8 +66,7 @@ def run(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     settings = truth.Settings(**given)
     settings.check()
-    if options.repeats < 1:
-        raise schema.InputError(f"--repeats is {options.repeats}; expected at least 1")
+    cli.at_least_one(repeats=options.repeats)
     if options.seed < 0:
         raise schema.InputError(f"--seed is {options.seed}; expected 0 or more")
     write(options.out, settings, options.seed)
@@ -88,8 +87,7 @@ def write(out: pathlib.Path, settings: truth.Settings, seed: int) -> None:
         schema.InputError: it cannot be written.
     """
     known, answers = truth.simulate(settings, np.random.default_rng([seed, 0]))
-    with output.writing(out):
-        (out / "ratings").mkdir(parents=True, exist_ok=True)
+    (out / "ratings").mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(answers.raters):
         text = to_csv(answers.take(answers.rater == number))
         output.write(out / "ratings" / f"{name}.csv", "\ufeff" + text)

@@ -22,10 +22,17 @@ import numpy as np
 from jaxtyping import Float
 from sklearn import discriminant_analysis, preprocessing
 
-from configs import default
 from experiments.talking_heads import clips as clips_lib
 from experiments.talking_heads import protocols
-from tqa_jax import assemble, hyperparameters, pipeline, preprocess, schema, train_step
+from tqa_jax import (
+    assemble,
+    config_files,
+    hyperparameters,
+    pipeline,
+    preprocess,
+    schema,
+    train_step,
+)
 from tqa_jax import batch as batches
 
 Setting = Mapping[str, Any]
@@ -122,7 +129,7 @@ def _train(
     kept: Kept,
 ) -> list[np.ndarray]:
     """Trains runs that have the same inputs."""
-    size = default.get_config().train.batch_size
+    size = config_files.load("default").train.batch_size
     steps = min(len(fold.train) for fold in folds) // size
     if not steps:
         raise schema.InputError(
@@ -248,7 +255,7 @@ def _recognised(clips: clips_lib.Clips, train: np.ndarray) -> Float[np.ndarray, 
 
 
 def _config(plan: Plan, steps: int) -> ml_collections.ConfigDict:
-    config = default.get_config()
+    config = config_files.load("default")
     config.update_from_flattened_dict(
         {
             "model.preset": "advanced",
@@ -339,7 +346,7 @@ def _order(
     folds: Sequence[protocols.Fold], run: Run, clips: int, steps: int, plan: Plan
 ) -> np.ndarray:
     """Rows of every batch until each stop (stops, steps, batch)."""
-    train, size = folds[run.fold].train, default.get_config().train.batch_size
+    train, size = folds[run.fold].train, config_files.load("default").train.batch_size
     epochs = [
         train[pipeline.order(len(train), size, seed=run.seed, epoch=epoch)[:steps]]
         for epoch in range(plan.stops[-1])

@@ -138,7 +138,7 @@ def draw(rows: Sequence[agreement.Row], path: pathlib.Path) -> None:
             axis.axvline(0, color="grey", lw=0.5)
             axis.set_title(f"{title}, {protocols.PROTOCOLS[protocol]}", fontsize=8)
         line[0].invert_yaxis()
-    with output.writing(path), output.atomic(path) as part:
+    with output.atomic(path) as part:
         drawn.savefig(part, dpi=150, format="png")
     pyplot.close(drawn)
 

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -21,7 +20,7 @@ from extract import decode, files, labels, landmarks, pool, workers
 from extract.degrading import degrade_plan, planted, planting
 from extract.degrading.degrade_plan import Copy, Original
 from extract.rendering import demo_plan
-from tqa_jax import output, schema
+from tqa_jax import machine, output, schema
 
 _HEADER = "clip,original,other,flaw,strength,unit,planted,measured,agrees".split(",")
 
@@ -124,7 +123,7 @@ def build(
             per_clip=per_clip,
             chosen=chosen,
             seed=seed,
-            num_workers=num_workers or os.cpu_count() or 1,
+            num_workers=num_workers or machine.cores(),
             max_seconds=max_seconds,
             model=model,
             request=request,

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from extract.networks import tensor_file
-from tqa_jax import schema
+from tqa_jax import cli, schema
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -133,7 +133,7 @@ class Found:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def find(source: Source, given: str | None = None) -> Found:
+def find(source: Source, given: str | pathlib.Path | None = None) -> Found:
     """Finds the weights of a backend, on this machine or on the hub.
 
     Args:
@@ -153,15 +153,15 @@ def find(source: Source, given: str | None = None) -> Found:
         )
     if given is None:
         return _from_hub(source, source.repository, source.revision, [source.file])
-    path = pathlib.Path(given).expanduser()
+    path = cli.path(str(given))
     if path.exists():
         return _from_disk(source, path)
-    match = _REPOSITORY.fullmatch(given)
+    match = _REPOSITORY.fullmatch(str(given))
     if match is None:
         raise schema.InputError(
-            f"{source.option} is {given!r}; expected a local file, a local folder with "
-            f"{FILES[0]} or {FILES[1]}, or owner/name@REVISION with the 40 digits of a "
-            "commit of the hub"
+            f"{source.option} is {str(given)!r}; expected a local file, a local folder "
+            f"with {FILES[0]} or {FILES[1]}, or owner/name@REVISION with the 40 digits "
+            "of a commit of the hub"
         )
     names = dict.fromkeys([source.file, *FILES])
     return _from_hub(source, match[1], match[2], list(names))

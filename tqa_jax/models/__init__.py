@@ -113,6 +113,11 @@ def make(
             f"model.temporal_window is {fields['temporal_window']}; "
             "expected frames, or 0 for all"
         )
+    widths_of_heads = fields["head_hidden"]
+    if not all(isinstance(width, int) and width >= 1 for width in widths_of_heads):
+        raise schema.InputError(
+            f"model.head_hidden is {widths_of_heads}; expected widths, as (128, 64)"
+        )
     for name, value in fields.items():
         if not name.endswith("dropout") or not hyperparameters.known(value):
             continue

@@ -4,18 +4,16 @@ The one thing to know: the page is one HTML file without scripts that loads noth
 policy forbids it to. Names and settings come from files and are escaped.
 """
 
-import argparse
 import json
 import math
 import pathlib
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tqa_jax import output, schema
+from tqa_jax import cli, output
 from tqa_jax.report import (
     charts,
     errors,
@@ -57,14 +55,10 @@ def build(folder: pathlib.Path, *, clips: pathlib.Path | None = None) -> str:
         A whole HTML document.
 
     Raises:
-        InputError: when the run cannot be read, or Jinja2 is missing.
+        InputError: when the run cannot be read.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise schema.InputError(
-            "a report needs jinja2: pip install 'tqa_jax[report]'"
-        ) from error
+    import jinja2
+
     run = record.load(folder)
     maps, maps_remark = projection.draw(run)
     figures = {
@@ -214,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the page was written, 2 when it was not.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.parser(
         prog="python -m tqa_jax.report",
         description=(
             "Writes one HTML file about a finished run: results with intervals, "
@@ -225,23 +219,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="folder of the run"
+        "--workdir", required=True, type=cli.path, help="folder of the run"
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, help="file to write (default: WORKDIR/report.html)"
+        "--out", type=cli.path, help="file to write (default: WORKDIR/report.html)"
     )
     parser.add_argument(
         "--clips",
-        type=pathlib.Path,
+        type=cli.path,
         help="folder of the videos, for pictures of the worst clips (default: none)",
     )
     options = parser.parse_args(arguments)
     out = options.out or options.workdir / "report.html"
-    try:
-        page = build(options.workdir, clips=options.clips)
-        output.write(out, page)
-    except schema.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
-    return 0
+
+    def work() -> None:
+        output.write(out, build(options.workdir, clips=options.clips))
+        print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
+
+    return cli.run(work)
