@@ -19,8 +19,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from extract import clip as extractor
-from extract import landmarks, no_network
+from extract import backends, landmarks, no_network
 from extract.degrading import degrade_build, degrade_plan
 from tqa_jax import schema
 
@@ -125,7 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "longer clips are rejected, in seconds (default: %(default)g); the sound of a "
         "clip is held in memory, 64 kB a second",
         type=float,
-        default=extractor.Options().max_seconds,
+        default=backends.Options.max_seconds,
         metavar="S",
     )
     add(

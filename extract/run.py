@@ -8,7 +8,6 @@ be used and nothing was measured or made. The same command goes on after a stop.
 """
 
 import argparse
-import dataclasses
 import functools
 import logging
 import math
@@ -18,9 +17,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 import tqa_jax
-from extract import build, clip, labels, landmarks, no_network, pool
+from extract import backends, build, clip, labels, landmarks, no_network, pool
 from extract.degrading import degrade_plan
 from tqa_jax import cache, heap, records, schema
+
+_OPTIONS = ("network_dtype", "max_seconds", "landmarker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,12 +71,12 @@ def _run(
         value = getattr(given, name)
         if value is not None and value < 1:
             raise schema.InputError(f"--{name} is {value}; expected at least 1")
-    fields = [field.name for field in dataclasses.fields(clip.Options)]
-    options = clip.Options(
-        **{name: getattr(given, name) for name in fields if hasattr(given, name)}
+    names = [option.name for option in backends.command_options()]
+    options = backends.options(
+        **{name: getattr(given, name) for name in (*names, *_OPTIONS)}
     )
     clip.check(options)
-    if options.networks():
+    if options.networks:
         cache.keep_programs()
         heap.keep()
     table = labels.read(given.labels, given.clips, low=low, high=high)
@@ -118,7 +119,6 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    defaults = clip.Options()
 
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
@@ -157,38 +157,20 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         default="1,5",
         metavar="LOW,HIGH",
     )
-    for modality, available in clip.BACKENDS.items():
-        if len(available) > 1:
-            add(
-                modality,
-                f"backend: {', '.join(available)} (default: %(default)s)",
-                default=getattr(defaults, modality),
-                metavar="BACKEND",
-            )
-    for modality in ("visual", "audio", "sync"):
-        add(
-            f"{modality}_weights",
-            f"for --{modality}={'|'.join(clip.with_weights(modality))}: a file, a "
-            "folder in the hub's format, or owner/name@revision (default: the "
-            "backend's own)",
-            metavar="WHERE",
-        )
+    for option in backends.command_options():
+        several = {"action": "append", "default": []} if option.repeats else {}
+        add(option.name, option.text, metavar=option.metavar, **several)
     add(
         "network_dtype",
         "what networks compute in (default: %(default)s)",
-        choices=clip.DTYPES,
-        default=defaults.network_dtype,
-    )
-    add(
-        "openface",
-        "folder of OpenFace tables, <clip>.csv each, for --action_units=openface",
-        metavar="DIR",
+        choices=backends.DTYPES,
+        default="float32",
     )
     add(
         "max_seconds",
         "longer clips are rejected, in seconds (default: %(default)g)",
         type=float,
-        default=defaults.max_seconds,
+        default=backends.Options.max_seconds,
         metavar="S",
     )
     add(

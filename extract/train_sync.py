@@ -27,9 +27,9 @@ from extract import (
     no_network,
     sound,
     sync_fit,
-    sync_head,
     workers,
 )
+from extract.backends import head as sync_head
 from tqa_jax import output, schema
 
 

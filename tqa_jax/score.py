@@ -25,8 +25,6 @@ _FACELESS = 0.1  # Share of rows without a face from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
 _HOP_SECONDS = 0.5
 
-_WEIGHTED = ("visual", "audio", "sync")  # modalities that a network may measure
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
@@ -55,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    from extract import backends
+
     parser = argparse.ArgumentParser(
         prog="python -m tqa_jax.score",
         description=(
@@ -88,17 +88,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="also write a page with a timeline over thumbnails of each clip",
     )
-    parser.add_argument(
-        "--openface",
-        metavar="DIR",
-        help="folder of OpenFace tables, for a scorer trained on them",
-    )
-    for modality in _WEIGHTED:
+    names = []
+    for option in backends.command_options(choices=False):
+        several = {"action": "append", "default": []} if option.repeats else {}
         parser.add_argument(
-            f"--{modality}_weights",
-            metavar="WHERE",
-            help=f"weights of the {modality} network that the scorer was trained on",
+            f"--{option.name}", metavar=option.metavar, help=option.text, **several
         )
+        names.append(option.name)
+    parser.set_defaults(backend_options=names)
     parser.add_argument(
         "--max_seconds",
         type=float,
@@ -136,11 +133,8 @@ def _run(options: argparse.Namespace) -> int:
     judge = scorer.load(options.scorer)
     measured = extraction.options(
         judge.schema,
-        openface=options.openface,
         max_seconds=options.max_seconds,
-        **{
-            f"{name}_weights": getattr(options, f"{name}_weights") for name in _WEIGHTED
-        },
+        **{name: getattr(options, name) for name in options.backend_options},
     )
     paths = _videos(options.paths)
     results = score_files(
