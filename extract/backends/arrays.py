@@ -118,7 +118,8 @@ def resample(
     low = np.floor(place).astype(int)
     share = (place - low)[:, None].astype(np.float32)
     high = np.where(share[:, 0] > 0, np.minimum(low + 1, len(values) - 1), low)
-    features = (1 - share) * values[low] + share * values[high]
+    with np.errstate(invalid="ignore"):
+        features = (1 - share) * values[low] + share * values[high]
     mask &= np.isfinite(features).all(axis=-1)
     features[~mask] = np.nan
     return features.astype(np.float32), mask
