@@ -25,8 +25,7 @@ with cli.extras():
     import apache_beam as beam
     from apache_beam.options import pipeline_options
 
-    from extract import clip as clips
-    from extract import pool, run, workers
+    from extract import backends, pool, run, workers
 
 _JOB = ""  # in place of a clip's fingerprint: what ended the job
 _OUTCOMES = "outcomes"
@@ -41,7 +40,7 @@ class Measure(beam.DoFn):
     def __init__(
         self,
         folder: pathlib.Path,
-        options: clips.Options,
+        options: backends.Options,
         timeout_seconds: float,
         device_batch: int | None,
     ) -> None:
@@ -52,7 +51,7 @@ class Measure(beam.DoFn):
     def setup(self) -> None:
         """Starts the process and reads the weights, once in a worker."""
         self._workers = workers.start(1)
-        if self._options.networks():
+        if self._options.networks:
             cli.prepare_jax()
         self._networks = pool.open_networks(self._options, self._device_batch)
 
@@ -88,7 +87,7 @@ class Measure(beam.DoFn):
 def measure(
     work: Mapping[str, pathlib.Path],
     folder: pathlib.Path,
-    options: clips.Options,
+    options: backends.Options,
     *,
     num_workers: int,
     timeout_seconds: float,

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from extract import backends, landmarks, pool
 from extract import clip as clips
-from extract import landmarks, pool
 from tqa_jax import machine, output, records, schema
 
 
@@ -84,7 +84,7 @@ def build(
     tasks: Sequence[schema.Task],
     name: str,
     provenance: Mapping[str, Any],
-    options: clips.Options | None = None,
+    options: backends.Options | None = None,
     num_workers: int | None = None,
     dtype: str = "float16",
     timeout_seconds: float | None = None,
@@ -112,13 +112,14 @@ def build(
         schema.InputError: for unusable arguments, a folder that holds another set,
             no usable clip, or no usable clip for training.
     """
-    options = options or clips.Options()
+    options = options or backends.options()
     out = pathlib.Path(out).absolute()
     model = clips.check(options)
-    of = schema.Schema(modalities=clips.modalities(options), tasks=tuple(tasks))
+    of = schema.Schema(modalities=backends.describe(options), tasks=tuple(tasks))
     _check_items(items, of, name, dtype)
-    if options.openface:
-        _check_tables(items, options.openface)
+    for setting in options.settings:
+        if hasattr(setting.module, "file"):
+            _check_files(items, setting)
     keys = [pool.fingerprint(item.path, options) for item in items]
     request = _request(items, keys, of, name, dtype)
     if out.exists() and not _is_empty(out):
@@ -159,7 +160,7 @@ def _build(
     *,
     name: str,
     provenance: Mapping[str, Any],
-    options: clips.Options,
+    options: backends.Options,
     dtype: str,
     measure: Callable[..., pool.Progress],
 ) -> Summary:
@@ -250,21 +251,21 @@ def _check_items(
         raise schema.InputError("no clip is in the train split; expected at least one")
 
 
-def _check_tables(items: Sequence[Item], folder: str) -> None:
-    """Refuses clips that would share an OpenFace table, and a folder with none."""
-    stems = collections.defaultdict(list)
+def _check_files(items: Sequence[Item], setting: backends.Setting) -> None:
+    """Refuses clips that share a file beside them, and clips of which none has one."""
+    taken: dict[pathlib.Path, str] = {}
     for item in items:
-        stems[item.path.stem].append(item.clip)
-    for stem, names in stems.items():
-        if len(names) > 1:
+        file = setting.module.file(item.path, setting)
+        if taken.setdefault(file, item.clip) != item.clip:
             raise schema.InputError(
-                f"clips {names[0]!r} and {names[1]!r} would both take the OpenFace "
-                f"table {stem}.csv; give their files different names"
+                f"clips {taken[file]!r} and {item.clip!r} would both take the file "
+                f"{file.name} of {setting.name}; give their files different names"
             )
-    if not any((pathlib.Path(folder) / f"{stem}.csv").is_file() for stem in stems):
+    if not any(file.is_file() for file in taken):
+        first = min(taken)
         raise schema.InputError(
-            f"{folder} has no OpenFace table of any clip; expected <clip>.csv, for "
-            f"example {min(stems)}.csv"
+            f"{first.parent} has no file of any clip for {setting.name}; expected "
+            f"<clip>{first.suffix}, for example {first.name}"
         )
 
 

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from tqa_jax import cli
 
 with cli.extras():
-    from extract import clip as extractor
-    from extract import landmarks, no_network
+    from extract import backends, landmarks, no_network
     from extract.degrading import degrade_build, degrade_plan
 
 
@@ -119,7 +118,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "longer clips are rejected, in seconds (default: %(default)g); the sound of a "
         "clip is held in memory, 64 kB a second",
         type=float,
-        default=extractor.Options().max_seconds,
+        default=backends.Options.max_seconds,
         metavar="S",
     )
     add(

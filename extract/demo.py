@@ -34,9 +34,9 @@ from tqa_jax import cli, machine, output, schema
 with cli.extras():
     import cv2
 
+    from extract import backends, encode, landmarks, pool
     from extract import build as builder
     from extract import clip as extractor
-    from extract import encode, landmarks, pool
     from extract.degrading import flaws
     from extract.rendering import demo_plan, portrait, render, speech
 
@@ -129,11 +129,11 @@ def build(
         schema.InputError: for unusable arguments, a missing landmarker, or a cache
             that cannot be written.
     """
-    options = extractor.Options()
+    options = backends.options()
     model = extractor.check(options)
     plans = demo_plan.plan(clips, seed)
     # Another version of a backend or of the clips is another set, under another name.
-    of = [dataclasses.asdict(item) for item in extractor.modalities(options)]
+    of = [dataclasses.asdict(item) for item in backends.describe(options)]
     drawn = [dataclasses.asdict(item) for item in plans]
     asked = pool.digest([_provenance(clips, seed), drawn, of])
     path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"

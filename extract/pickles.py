@@ -2,7 +2,7 @@ r"""Imports the feature pickles of the older PyTorch system as a data set.
 
     python -m extract.pickles --pickle=ac.pkl --out=data/old
 
-The one thing to know: nothing in the file is run (`extract/importing/unpickle.py`),
+Nothing in the file is run (`extract/importing/unpickle.py`),
 and nothing that it does not say is made up. It has no time stamps and no lengths, so
 rows of the modalities are kept as they are, on no common time axis; rows of padding are
 masked.

@@ -21,22 +21,12 @@ from typing import Any
 import numpy as np
 import pebble
 
+from extract import backends, workers
 from extract import clip as clips
-from extract import workers
 from tqa_jax import output, schema
 
-_PARTS = ("features", "frame_mask", "pending")
 # Of a result, and of one that was being written when a job was stopped.
 _RESULT = re.compile(r"([0-9a-f]{64})\.(npz|observed|rejected)(\.\d+\.part)?")
-# What these stand for is in `clip.modalities`, and in the tables' content.
-_BY_CONTENT = (
-    "openface",
-    "landmarker",
-    "visual_weights",
-    "audio_weights",
-    "sync_weights",
-    "network_dtype",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +55,7 @@ class Progress:
     measured: int = 0
     video_seconds: float = 0.0
     wall_seconds: float = 0.0
-    stage_seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: dict.fromkeys(clips.STAGES, 0.0)
-    )
+    stage_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     network_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     num_workers: int = 1
 
@@ -79,7 +67,7 @@ class Progress:
         self.measured += 1
         self.video_seconds += clip.video_seconds
         for stage, spent in clip.stage_seconds.items():
-            self.stage_seconds[stage] += spent
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + spent
 
     def rates(self) -> dict[str, float]:
         """Returns rows a second by stage, as if it were the only one."""
@@ -96,22 +84,23 @@ class Progress:
         return max(slower, key=slower.__getitem__)
 
 
-def fingerprint(path: pathlib.Path, options: clips.Options) -> str:
+def fingerprint(path: pathlib.Path, options: backends.Options) -> str:
     """Returns a digest of all that a clip's features depend on."""
-    parts: list[Any] = [_content(path), public(options)]
-    parts.append([dataclasses.asdict(item) for item in clips.modalities(options)])
-    if options.openface:
-        table = pathlib.Path(options.openface) / f"{pathlib.Path(path).stem}.csv"
-        parts.append(_content(table) if table.is_file() else None)
-    return digest(parts)
+    described = [dataclasses.asdict(item) for item in backends.describe(options)]
+    beside = []
+    for setting in options.settings:
+        if hasattr(setting.module, "file"):
+            file = setting.module.file(path, setting)
+            beside.append(_content(file) if file.is_file() else None)
+    return digest([_content(path), public(options), described, beside])
 
 
-def public(options: clips.Options) -> dict[str, Any]:
-    """Returns the options without the paths of this machine."""
-    values = dataclasses.asdict(options)
-    for name in _BY_CONTENT:
-        del values[name]
-    return values
+def public(options: backends.Options) -> dict[str, Any]:
+    """Returns the options without the paths of this machine.
+
+    What these stand for is in `backends.describe`, and in the files beside a clip.
+    """
+    return {**options.backends, "max_seconds": options.max_seconds}
 
 
 def digest(value: Any) -> str:
@@ -142,14 +131,13 @@ def _whole(path: pathlib.Path) -> bool:
 
 def _loaded(file: Mapping[str, np.ndarray]) -> clips.ClipFeatures:
     about = json.loads(str(file["about"]))
-
-    def part(name: str) -> dict[str, np.ndarray]:
-        return {one: file[f"{name}/{one}"] for one in about[name]}
-
     return clips.ClipFeatures(
-        features=part("features"),
-        frame_mask=part("frame_mask"),
-        pending=part("pending"),
+        parts={name: file[f"part/{name}"] for name in about["parts"]},
+        masks={name: file[f"mask/{name}"] for name in about["masks"]},
+        pending={
+            name: {key: file[f"pending/{name}/{key}"] for key in keys}
+            for name, keys in about["pending"].items()
+        },
         notes=tuple(about["notes"]),
         seconds=about["seconds"],
     )
@@ -158,12 +146,17 @@ def _loaded(file: Mapping[str, np.ndarray]) -> clips.ClipFeatures:
 def save(folder: pathlib.Path, key: str, result: clips.ClipFeatures) -> None:
     """Writes a result; it appears complete or not at all."""
     path = (_observed if result.pending else _result)(folder, key)
-    parts = {name: getattr(result, name) for name in _PARTS}
-    about = {"notes": result.notes, "seconds": dict(result.seconds)}
-    about |= {name: list(part) for name, part in parts.items()}
-    arrays = {
-        f"{n}/{one}": value for n, part in parts.items() for one, value in part.items()
+    about = {
+        "parts": list(result.parts),
+        "masks": list(result.masks),
+        "pending": {name: list(arrays) for name, arrays in result.pending.items()},
+        "notes": result.notes,
+        "seconds": dict(result.seconds),
     }
+    arrays = {f"part/{name}": values for name, values in result.parts.items()}
+    arrays |= {f"mask/{name}": values for name, values in result.masks.items()}
+    for name, pending in result.pending.items():
+        arrays |= {f"pending/{name}/{key}": value for key, value in pending.items()}
     with output.atomic(path) as part, part.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
@@ -171,7 +164,7 @@ def save(folder: pathlib.Path, key: str, result: clips.ClipFeatures) -> None:
 def measure(
     work: Mapping[str, pathlib.Path],
     folder: pathlib.Path,
-    options: clips.Options,
+    options: backends.Options,
     *,
     num_workers: int,
     timeout_seconds: float,
@@ -251,24 +244,26 @@ def begin(
     return progress, todo
 
 
-def open_networks(options: clips.Options, device_batch: int | None = None):
-    """Returns the `device.Networks` of the options, None without any.
+def open_networks(options: backends.Options, device_batch: int | None = None):
+    """Returns the `network_stage.Networks` of the options, None without any.
 
     Raises:
         schema.InputError: weights are missing or do not fit the network.
     """
-    if not options.networks():
+    if not options.networks:
         return None
-    from extract import device  # loads JAX, which workers don't need
+    from extract import network_stage  # loads JAX, which workers don't need
 
-    return device.Networks(options, device_batch=device_batch or device.DEVICE_BATCH)
+    return network_stage.Networks(
+        options, device_batch=device_batch or network_stage.DEVICE_BATCH
+    )
 
 
 def observe(
     pool: pebble.ProcessPool,
     todo: Mapping[str, pathlib.Path],
     folder: pathlib.Path,
-    options: clips.Options,
+    options: backends.Options,
     timeout_seconds: float,
     ahead: int | None = None,
 ) -> Iterator[tuple[str, Observed | None, str | None]]:
@@ -319,7 +314,7 @@ def _keep(folder: pathlib.Path, complete) -> None:
 
 
 def _observe_one(
-    path: pathlib.Path, options: clips.Options, result: pathlib.Path
+    path: pathlib.Path, options: backends.Options, result: pathlib.Path
 ) -> Observed:
     """Observes one clip and keeps what was found."""
     folder, key = result.parent, result.stem

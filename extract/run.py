@@ -8,7 +8,6 @@ be used and nothing was measured or made. The same command goes on after a stop.
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 import pathlib
@@ -20,11 +19,12 @@ import tqa_jax
 from tqa_jax import cli, records, schema
 
 with cli.extras():
-    from extract import build, clip, labels, landmarks, no_network, pool
+    from extract import backends, build, clip, labels, landmarks, no_network, pool
     from extract.degrading import degrade_plan
 
-
 STOPPED = "stopped; the same command goes on"
+
+_OPTIONS = ("network_dtype", "max_seconds", "landmarker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,12 +56,12 @@ def make(
     """
     low, high = _score_range(given.score_range)
     cli.at_least_one(num_workers=given.num_workers, device_batch=given.device_batch)
-    fields = [field.name for field in dataclasses.fields(clip.Options)]
-    options = clip.Options(
-        **{name: getattr(given, name) for name in fields if hasattr(given, name)}
+    names = [option.name for option in backends.command_options()]
+    options = backends.options(
+        **{name: getattr(given, name) for name in (*names, *_OPTIONS)}
     )
     clip.check(options)
-    if options.networks():
+    if options.networks:
         cli.prepare_jax()
     table = labels.read(
         given.labels, given.clips, low=low, high=high, empty=given.empty.strip()
@@ -105,7 +105,6 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    defaults = clip.Options()
 
     def add(name: str, text: str, **more) -> None:
         parser.add_argument(f"--{name}", help=text, **more)
@@ -152,39 +151,19 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         default="",
         metavar="TEXT",
     )
-    for modality, available in clip.BACKENDS.items():
-        if len(available) > 1:
-            add(
-                modality,
-                f"backend: {', '.join(available)} (default: %(default)s)",
-                default=getattr(defaults, modality),
-                metavar="BACKEND",
-            )
-    for modality in ("visual", "audio", "sync"):
-        add(
-            f"{modality}_weights",
-            f"for --{modality}={'|'.join(clip.with_weights(modality))}: a file, a "
-            "folder in the hub's format, or owner/name@revision (default: the "
-            "backend's own)",
-            type=cli.path,
-            metavar="WHERE",
-        )
+    for option in backends.command_options():
+        add(option.name, option.text, **option.parsing)
     add(
         "network_dtype",
         "what networks compute in (default: %(default)s)",
-        choices=clip.DTYPES,
-        default=defaults.network_dtype,
-    )
-    add(
-        "openface",
-        "folder of OpenFace tables, <clip>.csv each, for --action_units=openface",
-        **folder,
+        choices=backends.DTYPES,
+        default="float32",
     )
     add(
         "max_seconds",
         "longer clips are rejected, in seconds (default: %(default)g)",
         type=float,
-        default=defaults.max_seconds,
+        default=backends.Options.max_seconds,
         metavar="S",
     )
     add(

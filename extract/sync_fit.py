@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract import sound, sync_head
+from extract import sound
+from extract.backends import head as sync_head
 from tqa_jax import schema
 
 MIN_SECONDS = 20.0

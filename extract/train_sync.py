@@ -28,9 +28,9 @@ with cli.extras():
         no_network,
         sound,
         sync_fit,
-        sync_head,
         workers,
     )
+    from extract.backends import head as sync_head
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from extract import action_units, landmarks
+from extract import landmarks
+from extract.backends import blendshapes, geometry, openface
 
 
 def test_units_are_in_openface_order():
@@ -9,13 +10,12 @@ def test_units_are_in_openface_order():
         "AU01 AU02 AU04 AU05 AU06 AU07 AU09 AU10 AU12 AU14 AU15 AU17 AU20 AU23 AU25 "
         "AU26 AU45"
     )
-    assert " ".join(action_units.FEATURES) == expected
+    assert " ".join(blendshapes.FEATURES) == expected
 
 
 def test_every_backend_says_what_its_17_features_are():
-    assert set(action_units.NAMES) == set(action_units.VERSIONS)
-    assert set(action_units.NAMES) == set(action_units.DESCRIPTIONS)
-    for names in action_units.NAMES.values():
+    for backend in (blendshapes, geometry, openface):
+        names = backend.FEATURES
         assert len(names) == len(set(names)) == 17
 
 
@@ -35,15 +35,15 @@ def test_blendshapes_map_to_units(shapes, unit, expected):
     activations = np.zeros((2, 52), np.float32)
     for name, value in shapes.items():
         activations[0, landmarks.BLENDSHAPES.index(name)] = value
-    found = action_units.from_blendshapes(activations)
-    column = action_units.UNITS.index(unit)
+    found = blendshapes.from_blendshapes(activations)
+    column = openface.UNITS.index(unit)
     assert found[0, column] == pytest.approx(expected)
     np.testing.assert_array_equal(found[1], 0)
     assert found[0].sum() >= expected and found.max() <= 5
 
 
 def test_missing_blendshapes_stay_missing():
-    assert np.isnan(action_units.from_blendshapes(np.full((1, 52), np.nan))).all()
+    assert np.isnan(blendshapes.from_blendshapes(np.full((1, 52), np.nan))).all()
 
 
 def _faces(count: int) -> np.ndarray:
@@ -83,33 +83,33 @@ def _older(points: np.ndarray) -> dict[int, float]:
 
 def test_geometry_is_the_older_systems_distances_in_its_order():
     points = _faces(4)
-    found = action_units.from_geometry(points)
+    found = geometry.from_geometry(points)
     order = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28)
     for row in range(3):
         expected = _older(points[row])
         np.testing.assert_allclose(found[row], [expected[u] for u in order], rtol=1e-6)
     assert np.isnan(found[3]).all() and found.dtype == np.float32
-    np.testing.assert_array_equal(action_units.from_geometry(points[:, :468]), found)
-    assert action_units.NAMES["geometry"][-1] == "AU28_distance"
+    np.testing.assert_array_equal(geometry.from_geometry(points[:, :468]), found)
+    assert geometry.FEATURES[-1] == "AU28_distance"
 
 
 def test_rows_divided_by_their_maximum_come_back_as_they_were_measured():
     points = _faces(200)[:-1]
     points[:50] *= 1e-2  # small faces: the constant beside the distance then matters
     points[50, 145], points[50, 374] = points[50, 159], points[50, 386]  # eyes shut
-    exact = action_units.from_geometry(points).astype(np.float64)
+    exact = geometry.from_geometry(points).astype(np.float64)
     old = (exact / exact.max(axis=-1, keepdims=True)).astype(np.float32)
     assert np.abs(old - exact).max() > 0.5
-    found, scaled = action_units.undo_scaling(old)
+    found, scaled = geometry.undo_scaling(old)
     assert scaled.all()
     np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
 def test_rows_that_no_maximum_divided_are_told_apart():
-    exact = action_units.from_geometry(_faces(3))
+    exact = geometry.from_geometry(_faces(3))
     old = exact / exact.max(axis=-1, keepdims=True)
     odd = np.stack([old[0], exact[0], old[0] - 0.5, np.zeros(17), exact[2], old[0]])
-    odd[-1, action_units.GEOMETRY_UNITS.index(15)] *= 1.1
-    found, scaled = action_units.undo_scaling(odd)
+    odd[-1, geometry.UNITS.index(15)] *= 1.1
+    found, scaled = geometry.undo_scaling(odd)
     np.testing.assert_array_equal(scaled, [1, 0, 0, 0, 0, 0])
     assert np.isnan(found[1:]).all()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from extract import decode, device, sound
+from extract import decode, sound
+from extract.backends import _speech
 from extract.networks import wav2vec2
 from tests import media
 
@@ -76,7 +77,7 @@ def test_flash_and_click_are_the_same_row(tmp_path, seconds, fps, start):
     of = decode.Media()
     seen = np.array([pixels.mean() for pixels in decode.frames(path, of)])
     samples, _ = sound.track(of.chunks, of.rows)
-    heard = device.on_rows(_loudness(samples), of.rows)[:, 0]
+    heard = _speech.on_rows(_loudness(samples), of.rows)[:, 0]
     assert abs(of.rows - 25 * seconds) <= 1
     longest = max(np.diff(times).max(), 1 / 25)
     apart = _centres(heard, flashes) - _centres(seen, flashes)
@@ -88,7 +89,7 @@ def test_frames_come_to_the_rows_by_lines():
     at = wav2vec2.frame_seconds(99)
     np.testing.assert_allclose(at, (320 * np.arange(99) + 199.5) / 16_000)
     line = np.column_stack([at, -2 * at]).astype(np.float32)
-    rows = device.on_rows(line, 50)
+    rows = _speech.on_rows(line, 50)
     wanted = np.clip(np.arange(50) / 25, at[0], at[-1])
     np.testing.assert_allclose(rows, np.column_stack([wanted, -2 * wanted]), atol=1e-6)
-    np.testing.assert_array_equal(device.on_rows(line[:1], 3), line[[0, 0, 0]])
+    np.testing.assert_array_equal(_speech.on_rows(line[:1], 3), line[[0, 0, 0]])

@@ -24,7 +24,8 @@ import cv2
 import numpy as np
 import pytest
 
-from extract import decode, files, labels, logmel, run, sound
+from extract import decode, files, labels, run, sound
+from extract.backends import logmel
 from tests import media, test_score
 from tqa_jax import data, records, schema, score
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from extract import clip, pool, run
+from extract import backends, clip, pool, run
 from tests import media
 from tqa_jax import schema
 
@@ -51,12 +51,12 @@ def test_several_workers_write_the_same_bytes_as_one_machine(folder, tmp_path):
 def _measure(work, folder, **more):
     given = {"num_workers": 1, "timeout_seconds": 60}
     given["pipeline"] = ["--direct_running_mode=in_memory"]
-    return command.measure(work, folder, clip.Options(), **{**given, **more})
+    return command.measure(work, folder, backends.options(), **{**given, **more})
 
 
 def test_finished_clips_are_not_measured_again(folder, tmp_path):
     paths = {f"key{i}": folder / f"good {i}.mp4" for i in range(2)}
-    pool.save(tmp_path, "key0", clip.observe(paths["key0"], clip.Options()))
+    pool.save(tmp_path, "key0", clip.observe(paths["key0"], backends.options()))
     (tmp_path / "key9.rejected").write_text("for a reason")
     done = _measure({**paths, "key9": folder / "deaf.mp4"}, tmp_path)
     assert done.measured == 1 and done.rejected == {"key9": "for a reason"}
@@ -67,7 +67,7 @@ def test_finished_clips_are_not_measured_again(folder, tmp_path):
 
 
 def test_a_crash_of_the_decoder_costs_one_clip(folder, tmp_path):
-    step = command.Measure(tmp_path, clip.Options(), 60, None)
+    step = command.Measure(tmp_path, backends.options(), 60, None)
     step.setup()
     work = {"crash": media.Fatal(), "good": str(folder / "good 0.mp4")}
     came = [json.loads(one) for item in work.items() for one in step.process(item)]

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from extract.backends import clip
 from extract.networks import clip_vision, tensor_file, weights
 from tqa_jax import schema
 
@@ -71,7 +72,7 @@ def test_features_equal_the_library_from_end_to_end(transformers, folder):
     batch = processor(images=list(pictures(3)), return_tensors="pt")
     with torch.inference_mode():
         expected = model(**batch).image_embeds.numpy()
-    features, width = clip_vision.load(weights.find(weights.CLIP, str(folder)))
+    features, width = clip_vision.load(weights.find(clip.SOURCE, str(folder)))
     found = features(pictures(3))
     assert width == 12 and found.shape == (3, 12) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -86,7 +87,7 @@ def test_features_equal_the_library_behind_the_processor(transformers, folder):
     pixels = ((pictures(2) / 255 - mean) / std).transpose(0, 3, 1, 2)
     with torch.inference_mode():
         expected = model(torch.tensor(pixels).float()).image_embeds.numpy()
-    features, _ = clip_vision.load(weights.find(weights.CLIP, str(folder)))
+    features, _ = clip_vision.load(weights.find(clip.SOURCE, str(folder)))
     np.testing.assert_allclose(features(pictures(2)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -95,25 +96,25 @@ def test_a_pickle_and_a_vision_tower_alone_give_the_same(
 ):
     import torch
 
-    features, _ = clip_vision.load(weights.find(weights.CLIP, str(folder)))
+    features, _ = clip_vision.load(weights.find(clip.SOURCE, str(folder)))
     expected = features(pictures(2))
     tensors = tensor_file.read(folder / "model.safetensors")
     tensors = {name: torch.tensor(value) for name, value in tensors.items()}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     config = (folder / weights.CONFIG).read_bytes()
     (tmp_path / weights.CONFIG).write_bytes(config)
-    found, _ = clip_vision.load(weights.find(weights.CLIP, str(tmp_path)))
+    found, _ = clip_vision.load(weights.find(clip.SOURCE, str(tmp_path)))
     np.testing.assert_array_equal(found(pictures(2)), expected)
     tower = transformers.CLIPVisionModelWithProjection.from_pretrained(folder)
     tower.save_pretrained(tmp_path / "tower")
-    found, width = clip_vision.load(weights.find(weights.CLIP, str(tmp_path / "tower")))
+    found, width = clip_vision.load(weights.find(clip.SOURCE, str(tmp_path / "tower")))
     np.testing.assert_array_equal(found(pictures(2)), expected)
     assert width == 12
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_other_networks_are_refused(transformers, folder):
-    found = weights.find(weights.CLIP, str(folder))
+    found = weights.find(clip.SOURCE, str(folder))
 
     def refused(match, **changed):
         with pytest.raises(schema.InputError, match=match):

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from extract import decode, degrade, demo, labels, landmarks, sound, sync, workers
+from extract import decode, degrade, demo, labels, landmarks, sound, workers
+from extract.backends import correlation as sync
 from extract.degrading import (
     damping,
     degrade_build,

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from extract import build, clip, pool, run
+from extract import backends, build, clip, pool, run
 from tests import media
 from tqa_jax import output, records, schema
 
@@ -75,7 +75,7 @@ def test_the_command_makes_a_set_and_lists_what_it_rejects(command):
     assert status == 3
     info = schema.load(out)
     assert info.name == "set" and info.provenance["kind"] == "ratings"
-    assert info.schema.modalities == clip.modalities(clip.Options())
+    assert info.schema.modalities == backends.describe(backends.options())
     assert info.schema.task_names == ("lip_sync", "overall")
     clips = {
         split: [c.clip for c in records.read_split(out, info, split)]
@@ -108,7 +108,7 @@ def test_stored_features_and_labels_are_the_clips(command, folder):
     info = schema.load(out)
     stored = next(iter(records.read_split(out, info, "test")))
     np.testing.assert_array_equal(stored.labels, np.array([np.nan, 4], np.float32))
-    measured = clip.observe(folder / "good3.mp4", clip.Options())
+    measured = clip.observe(folder / "good3.mp4", backends.options())
     for name, values in measured.features.items():
         np.testing.assert_array_equal(
             stored.frame_mask[name], measured.frame_mask[name]
@@ -144,7 +144,7 @@ def test_clips_without_a_row_are_counted(command, capsys):
         (["--score_range=5,1"], "expected two numbers, the lowest score first"),
         (["--score_range=1,inf"], "--score_range is '1,inf'; expected two numbers"),
         (["--score_range=2,5"], "lip_sync is 1.5; expected 2 to 5"),
-        (["--visual=cnn"], "unknown visual backend 'cnn'; available: nss, resnet101"),
+        (["--visual=cnn"], "unknown visual backend 'cnn'; available: nss, clip"),
         (["--device_batch=0"], "--device_batch is 0; expected at least 1"),
         (["--num_workers=0"], "--num_workers is 0"),
         (["--name=a-b"], "'a-b' must be letters"),
@@ -165,8 +165,8 @@ def test_measured_clips_are_not_measured_again(folder, tmp_path):
     partial.mkdir()
     out.mkdir()  # an empty folder is as good as none
     for item in items[:3]:
-        key = pool.fingerprint(item.path, clip.Options())
-        pool.save(partial, key, clip.observe(item.path, clip.Options()))
+        key = pool.fingerprint(item.path, backends.options())
+        pool.save(partial, key, clip.observe(item.path, backends.options()))
     (partial / f"{'0' * 64}.npz.1.part").write_bytes(b"half")
     summary = _build(items, out)
     assert summary.progress.measured == 1 and not partial.exists()
@@ -190,7 +190,7 @@ def test_a_crash_and_a_defect_cost_one_clip_each(folder, tmp_path, capsys):
         "good": folder / "good0.mp4",
     }
     done = pool.measure(
-        work, tmp_path, clip.Options(), num_workers=1, timeout_seconds=60
+        work, tmp_path, backends.options(), num_workers=1, timeout_seconds=60
     )
     assert done.measured == 1 and (tmp_path / "good.npz").is_file()
     assert "process that worked on it died" in done.rejected["crash"]
@@ -202,7 +202,7 @@ def test_a_crash_and_a_defect_cost_one_clip_each(folder, tmp_path, capsys):
 def test_a_hanging_decoder_costs_one_clip(folder, tmp_path):
     work = {"hang": media.Endless(), "good": folder / "good0.mp4"}
     done = pool.measure(
-        work, tmp_path, clip.Options(), num_workers=1, timeout_seconds=10
+        work, tmp_path, backends.options(), num_workers=1, timeout_seconds=10
     )
     assert done.rejected == {"hang": "given up after 10 s"}
     assert done.measured == 1
@@ -225,8 +225,8 @@ def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
 
 
 def test_openface_tables_that_fit_no_clip_or_two_are_refused(folder, tmp_path):
-    options = clip.Options(action_units="openface", openface=str(tmp_path))
-    with pytest.raises(schema.InputError, match="no OpenFace table of any clip"):
+    options = backends.options(action_units="openface", openface=str(tmp_path))
+    with pytest.raises(schema.InputError, match="no file of any clip for action_units"):
         _build(_items(folder), tmp_path / "set", options=options)
     twin = build.Item(folder / "other" / "good0.mp4", "other/good0", "o", "train", {})
     with pytest.raises(schema.InputError, match="'good0' and 'other/good0' would both"):
@@ -257,13 +257,13 @@ def test_building_twice_gives_the_same_bytes(folder, tmp_path):
 
 def test_another_option_or_content_has_another_fingerprint(folder, tmp_path):
     path = folder / "good0.mp4"
-    one = pool.fingerprint(path, clip.Options())
+    one = pool.fingerprint(path, backends.options())
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(path.read_bytes())
-    assert pool.fingerprint(copy, clip.Options()) == one
-    assert pool.fingerprint(path, clip.Options(max_seconds=9)) != one
+    assert pool.fingerprint(copy, backends.options()) == one
+    assert pool.fingerprint(path, backends.options(max_seconds=9)) != one
     copy.write_bytes(path.read_bytes() + b"x")
-    assert pool.fingerprint(copy, clip.Options()) != one
+    assert pool.fingerprint(copy, backends.options()) != one
 
 
 @pytest.mark.parametrize(
@@ -325,25 +325,25 @@ def test_what_is_not_a_result_is_left_in_the_working_folder(folder, tmp_path):
 
 def test_nothing_usable_leaves_what_other_options_measured(folder, tmp_path):
     items = _items(folder)
-    kept = pool.fingerprint(items[0].path, clip.Options())
+    kept = pool.fingerprint(items[0].path, backends.options())
     (tmp_path / "set.partial").mkdir()
     pool.save(
-        tmp_path / "set.partial", kept, clip.observe(items[0].path, clip.Options())
+        tmp_path / "set.partial", kept, clip.observe(items[0].path, backends.options())
     )
     with pytest.raises(schema.InputError, match="none of 4 clips can be used"):
-        _build(items, tmp_path / "set", options=clip.Options(max_seconds=0.2))
+        _build(items, tmp_path / "set", options=backends.options(max_seconds=0.2))
     assert [path.stem for path in (tmp_path / "set.partial").iterdir()] == [kept]
 
 
 def test_a_result_that_a_power_cut_tore_is_measured_again(folder, tmp_path):
     path = folder / "good0.mp4"
-    key = pool.fingerprint(path, clip.Options())
-    pool.save(tmp_path, key, clip.observe(path, clip.Options()))
+    key = pool.fingerprint(path, backends.options())
+    pool.save(tmp_path, key, clip.observe(path, backends.options()))
     whole = pool.load(tmp_path, key)
     data = (tmp_path / f"{key}.npz").read_bytes()
     (tmp_path / f"{key}.npz").write_bytes(data[: len(data) // 2])
     done = pool.measure(
-        {key: path}, tmp_path, clip.Options(), num_workers=1, timeout_seconds=60
+        {key: path}, tmp_path, backends.options(), num_workers=1, timeout_seconds=60
     )
     assert done.measured == 1
     again = pool.load(tmp_path, key)
@@ -355,10 +355,10 @@ def test_a_clip_that_was_gone_is_tried_again(folder, tmp_path):
     path, work = tmp_path / "late.mp4", tmp_path / "work"
     work.mkdir()
     options = {"num_workers": 1, "timeout_seconds": 60}
-    done = pool.measure({"late": path}, work, clip.Options(), **options)
+    done = pool.measure({"late": path}, work, backends.options(), **options)
     assert done.rejected == {"late": "no such file"}
     path.write_bytes((folder / "good0.mp4").read_bytes())
-    done = pool.measure({"late": path}, work, clip.Options(), **options)
+    done = pool.measure({"late": path}, work, backends.options(), **options)
     assert done.measured == 1 and done.rejected == {}
 
 

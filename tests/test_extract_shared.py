@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from extract import clip, decode, landmarks, run, sound, sync
+from extract import backends, decode, landmarks, run, sound
+from extract.backends import correlation as sync
 from tqa_jax import records, schema
 
 CLIPS = pathlib.Path(os.environ.get("TQA_SHARED", "../shared")) / "data" / "clips"
@@ -81,4 +82,4 @@ def test_all_real_clips_become_a_data_set(tmp_path):
         for name, mask in item.frame_mask.items():
             assert mask.mean() > 0.95
             assert np.isfinite(item.features[name][mask]).all()
-    assert set(clip.BACKENDS) == set(info.schema.widths)
+    assert set(backends.ORDER) == set(info.schema.widths)

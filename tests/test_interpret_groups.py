@@ -65,7 +65,7 @@ def test_features_of_extractors_are_grouped_by_name(backend, width, version, siz
 
 
 def test_change_is_what_compares_rows():
-    from extract import nss
+    from extract.backends import nss
 
     found, _ = groups.of(modality("nss", 116))
     change = np.zeros(116, bool)
@@ -78,7 +78,7 @@ def test_change_is_what_compares_rows():
 
 
 def test_mel_bands_are_split_where_the_name_says():
-    from extract import logmel
+    from extract.backends import logmel
 
     found, _ = groups.of(modality("logmel", 145))
     low = {logmel.FEATURES[c] for c in found[0].columns}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from extract import logmel
+from extract.backends import logmel
 
 RNG = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from extract import openface
+from extract.backends import openface
 from tqa_jax import schema
 
 SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))

@@ -3,7 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from extract import action_units, pickles
+from extract import pickles
+from extract.backends import geometry
 from tqa_jax import audit, records, schema
 
 WIDTHS = {"visual": 163, "audio": 768, "keypoint": 1404, "au": 17}
@@ -12,7 +13,7 @@ ROWS = 12
 
 def _units(count: int, rng) -> tuple[np.ndarray, np.ndarray]:
     """Distances, and what the older system stored of them."""
-    exact = action_units.from_geometry(rng.uniform(0.3, 0.7, (count, 478, 3)))
+    exact = geometry.from_geometry(rng.uniform(0.3, 0.7, (count, 478, 3)))
     return exact, exact / exact.max(axis=-1, keepdims=True)
 
 
@@ -167,7 +168,7 @@ def test_action_units_are_what_geometry_measures_now(tmp_path):
     modality = info.schema.modalities[3]
     assert (modality.backend, modality.version) == (
         "geometry",
-        action_units.VERSIONS["geometry"],
+        geometry.VERSION,
     )
     sample = _sample(1, 0)
     rng = np.random.default_rng(1)

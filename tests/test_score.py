@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from extract import clip
+from extract import backends, clip
 from tests import media
 from tqa_jax import (
     assemble,
@@ -41,13 +41,13 @@ def clips(tmp_path_factory):
 
 @functools.cache
 def measure(path):
-    return clip.observe(path, clip.Options())
+    return clip.observe(path, backends.options())
 
 
 def make_scorer(path, clip_file, *, half_width=0.5, members=1, **changed):
     """A scorer of an untrained network whose reference is one clip."""
     measured = measure(clip_file)
-    whole = schema.Schema(clip.modalities(clip.Options()), schema.TASKS)
+    whole = schema.Schema(backends.describe(backends.options()), schema.TASKS)
     if changed:
         first, *rest = whole.modalities
         whole = schema.Schema(
@@ -228,7 +228,7 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
     ("changed", "said"),
     [
         ({"version": "0"}, "visual of backend nss with version '0'.*installation has"),
-        ({"backend": "cnn"}, "visual of backend 'cnn'; .* has nss"),
+        ({"backend": "cnn"}, "visual of backend 'cnn', .* has nss"),
         ({"checksum": "0" * 64}, "with checksum"),
         (
             {"backend": "resnet101", "description": "; weights: local file net.bin"},
@@ -246,7 +246,11 @@ def test_other_extractors_are_refused(clips, tmp_path, capsys, changed, said):
 def test_a_modality_that_no_extractor_makes_is_refused(clips, tmp_path, capsys):
     path = make_scorer(tmp_path / "other.npz", clips / "a.mp4", name="thermal")
     status, _, err = run(capsys, clips / "a.mp4", f"--scorer={path}")
-    assert status == 2 and "reads 'thermal', which no extractor makes" in err
+    assert (
+        status == 2
+        and "trained on thermal of backend 'nss', which this installation does not make"
+        in err
+    )
 
 
 def test_a_clip_whose_sound_is_longer_has_its_page(scorer, tmp_path, capsys):

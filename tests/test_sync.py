@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from extract import sync
+from extract.backends import correlation as sync
 
 
 def _syllables(num_rows: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from extract import sync_fit, sync_head, train_sync
+from extract import sync_fit, train_sync
+from extract.backends import head as sync_head
 from extract.rendering import speech
 from tqa_jax import output, schema
 

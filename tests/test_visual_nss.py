@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from extract import nss
+from extract.backends import nss
 
 skimage_data = pytest.importorskip("skimage.data")
 

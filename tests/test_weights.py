@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from extract.backends import clip, hubert, resnet101, syncnet, wav2vec2
 from extract.networks import tensor_file, weights
 from tqa_jax import schema
 
@@ -180,13 +181,13 @@ def test_bad_folders_and_settings_are_one_line(tmp_path):
 
 
 def test_weights_to_be_fetched_by_hand_say_where(tmp_path):
-    text = message(weights.SYNCNET)
-    assert weights.SYNCNET.page in text and weights.SYNCNET.sha256 in text
+    text = message(syncnet.SOURCE)
+    assert syncnet.SOURCE.page in text and syncnet.SOURCE.sha256 in text
     assert "--sync_weights" in text and "--sync=correlation" in text
 
 
 def test_pins_are_whole():
-    for source in (weights.RESNET101, weights.CLIP, weights.HUBERT, weights.WAV2VEC2):
+    for source in (resnet101.SOURCE, clip.SOURCE, hubert.SOURCE, wav2vec2.SOURCE):
         assert len(source.revision) == 40 and len(source.sha256) in (0, 64)
         assert set(source.revision + source.sha256) <= set("0123456789abcdef")
 
@@ -305,7 +306,10 @@ def test_cut_and_changed_checkpoints_are_one_line(tmp_path):
 def test_a_command_in_another_process_works_offline(tmp_path):
     """By the environment, as users have it, instead of patched constants."""
     pytest.importorskip("huggingface_hub")
-    code = "from extract.networks import weights; weights.find(weights.RESNET101)"
+    code = (
+        "from extract.backends import resnet101;"
+        "from extract.networks import weights; weights.find(resnet101.SOURCE)"
+    )
     settings = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,6 +1,7 @@
 """How clips must be measured for a scorer: as its data set was."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqa_jax import schema
@@ -9,86 +10,98 @@ from tqa_jax import schema
 def options(
     described: Mapping[str, Any],
     *,
-    openface: str | None = None,
     max_seconds: float = 120.0,
-    **weights: str | None,
+    **given: str | Sequence[str] | None,
 ) -> Any:
-    """Returns how clips must be measured: `extract.clip.Options`.
+    """Returns how clips must be measured: `extract.backends.Options`.
 
     Args:
         described: `Scorer.schema`.
-        openface: folder of OpenFace tables, or None.
-        max_seconds: see `extract.clip.Options`.
-        **weights: `visual_weights` and so on, likewise.
+        max_seconds: longer clips are rejected.
+        **given: options of backends by name, see `extract.backends.options`.
 
     Raises:
         InputError: when the scorer was trained on features that this installation
-            does not make: another modality, backend, version or landmarker.
+            does not make: another modality, backend, version or weights.
     """
-    from extract import clip, deep, sync_head
+    from extract import backends, clip
 
-    backends = {one["name"]: one["backend"] for one in described["modalities"]}
-    unknown = [name for name in backends if name not in clip.BACKENDS]
-    if unknown:
-        raise schema.InputError(
-            f"the scorer reads {unknown[0]!r}, which no extractor makes "
-            f"({', '.join(clip.BACKENDS)}); give it features: `scorer.load(...).score`"
-        )
-    for name, backend in backends.items():
-        if backend not in clip.BACKENDS[name]:
-            raise schema.InputError(
-                f"the scorer was trained on {name} of backend {backend!r}; this "
-                f"installation has {', '.join(clip.BACKENDS[name])}"
-            )
+    modalities = [schema.Modality(**modality) for modality in described["modalities"]]
+    known = backends.available()
+    chosen: dict[str, str] = {}
     missing = []
-    for one in described["modalities"]:
-        option, backend = f"{one['name']}_weights", one["backend"]
-        takes = backend in deep.KINDS or backend == sync_head.NAME
-        if weights.get(option) and not takes:
+    for modality in modalities:
+        names = modality.backend.split("+")
+        free = [name for name in names if name in backends.named_by_option()]
+        for name in names:
+            if name not in known.get(modality.name, free):
+                raise schema.InputError(
+                    f"the scorer was trained on {modality.name} of backend {name!r}, "
+                    f"which this installation does not make (it has "
+                    f"{', '.join(known.get(modality.name, ())) or 'none for it'}); "
+                    "give the scorer features: `scorer.load(...).score`"
+                )
+        if not free:
+            chosen[modality.name] = modality.backend
+        option = f"{modality.name}_weights"
+        weighted = any(hasattr(backends.load(name), "find") for name in names)
+        if given.get(option) and not weighted:
             raise schema.InputError(
-                f"--{option} is given, but the scorer's {one['name']} features are of "
-                f"the backend {backend!r}, which takes none"
+                f"--{option} is given, but the scorer's {modality.name} features are "
+                f"of the backend {modality.backend!r}, which takes none"
             )
-        own = backend == sync_head.NAME or deep.LOCAL in one.get("description", "")
-        if takes and own and not weights.get(option):
-            missing.append(f"--{option} (checksum {one['checksum'][:12]}…)")
+        # Weights that no hub has are described by nothing, or as a local file.
+        local = "weights: " not in modality.description or (
+            "weights: local" in modality.description
+        )
+        if weighted and local and not given.get(option):
+            missing.append(f"--{option} (checksum {modality.checksum[:12]}…)")
     if missing:
         raise schema.InputError(
             "the scorer was trained on features of weights that only their owner has: "
             f"give them by {', '.join(missing)}"
         )
-    dtypes = {
-        deep.dtype(one["version"])
-        for one in described["modalities"]
-        if one["backend"] in deep.KINDS
-    }
-    chosen = clip.Options(
-        **backends,
-        **weights,
-        network_dtype=min(dtypes, default="float32"),
-        openface=openface,
+    dtypes = {backends.dtype(modality.version) for modality in modalities}
+    measured = backends.options(
+        **{name: chosen.get(name) or None for name in known},
+        **given,
+        network_dtype=min(dtypes),
         max_seconds=max_seconds,
     )
-    clip.check(chosen)
-    for made in clip.modalities(chosen):
-        for wanted in described["modalities"]:
-            if wanted["name"] != made.name:
+    needed = {modality.name for modality in modalities}
+    measured = dataclasses.replace(
+        measured,
+        backends={k: v for k, v in measured.backends.items() if k in needed},
+    )
+    clip.check(measured)
+    made = {modality.name: modality for modality in backends.describe(measured)}
+    for wanted in modalities:
+        if wanted.name not in made:
+            raise schema.InputError(
+                f"the scorer reads {wanted.name} of {wanted.backend}; give it by "
+                f"--{wanted.backend}={wanted.name}:..."
+            )
+        for field in ("version", "checksum", "width"):
+            expected, present = (
+                getattr(wanted, field),
+                getattr(made[wanted.name], field),
+            )
+            if expected == present:
                 continue
-            for field in ("version", "checksum", "width"):
-                found = getattr(made, field)
-                takes = made.backend in clip.with_weights(made.name)
-                if wanted[field] != found and field == "checksum" and takes:
-                    raise schema.InputError(
-                        f"the scorer was trained on {made.name} of backend "
-                        f"{made.backend} with other weights (checksum "
-                        f"{wanted[field][:12]}…, not {found[:12]}…): give those by "
-                        f"--{made.name}_weights"
-                    )
-                if wanted[field] != found:
-                    raise schema.InputError(
-                        f"the scorer was trained on {made.name} of backend "
-                        f"{made.backend} with {field} {wanted[field]!r}; this "
-                        f"installation has {found!r}: train again, or install the "
-                        "version that made its data set"
-                    )
-    return chosen
+            weighted = any(
+                hasattr(backends.load(name), "find")
+                for name in wanted.backend.split("+")
+            )
+            if field == "checksum" and weighted:
+                raise schema.InputError(
+                    f"the scorer was trained on {wanted.name} of backend "
+                    f"{wanted.backend} with other weights (checksum "
+                    f"{expected[:12]}…, not {present[:12]}…): give those by "
+                    f"--{wanted.name}_weights"
+                )
+            raise schema.InputError(
+                f"the scorer was trained on {wanted.name} of backend {wanted.backend} "
+                f"with {field} {expected!r}; this installation has {present!r}: train "
+                "again, or install the version that made its data set"
+            )
+    return measured

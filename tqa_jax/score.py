@@ -22,8 +22,6 @@ _FACELESS = 0.1  # Share of rows without a face from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
 _HOP_SECONDS = 0.5
 
-_WEIGHTED = ("visual", "audio", "sync")  # modalities that a network may measure
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
@@ -49,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    from extract import backends
+
     parser = cli.parser(
         prog="python -m tqa_jax.score",
         description=(
@@ -82,19 +82,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="also write a page with a timeline over thumbnails of each clip",
     )
-    parser.add_argument(
-        "--openface",
-        type=cli.path,
-        metavar="DIR",
-        help="folder of OpenFace tables, for a scorer trained on them",
-    )
-    for modality in _WEIGHTED:
-        parser.add_argument(
-            f"--{modality}_weights",
-            type=cli.path,
-            metavar="WHERE",
-            help=f"weights of the {modality} network that the scorer was trained on",
-        )
+    names = []
+    for option in backends.command_options(choices=False):
+        parser.add_argument(f"--{option.name}", help=option.text, **option.parsing)
+        names.append(option.name)
+    parser.set_defaults(backend_options=names)
     parser.add_argument(
         "--max_seconds",
         type=float,
@@ -129,11 +121,8 @@ def _run(options: argparse.Namespace) -> int:
     judge = scorer.load(options.scorer)
     measured = extraction.options(
         judge.schema,
-        openface=options.openface,
         max_seconds=options.max_seconds,
-        **{
-            f"{name}_weights": getattr(options, f"{name}_weights") for name in _WEIGHTED
-        },
+        **{name: getattr(options, name) for name in options.backend_options},
     )
     tasks = [task["name"] for task in judge.schema["tasks"]]
     schema.check_names("task", tasks)

@@ -136,7 +136,7 @@ def _columnar(path, columns: Any, split: str) -> Iterator[Sample]:
     }
     names = columns.get("video_ids")
     if isinstance(names, unpickle.Array):
-        names = names.values().tolist()
+        names = names.value.tolist()
     counts = {key: len(array) for key, array in (features | labels).items()}
     counts |= {f"mask of {key}": len(array) for key, array in masks.items()}
     if names is not None:
@@ -189,7 +189,7 @@ def _labels(value: Any, where: str) -> dict[str, Any]:
 
 
 def _array(value: Any, where: str, key: str, dimensions: tuple[int, ...]) -> np.ndarray:
-    found = value.values() if isinstance(value, unpickle.Array) else None
+    found = value.value if isinstance(value, unpickle.Array) else None
     if found is None or found.ndim not in dimensions or found.dtype.kind not in "fiub":
         raise schema.InputError(
             f"{where}: {key} is no array of numbers with "
@@ -199,8 +199,8 @@ def _array(value: Any, where: str, key: str, dimensions: tuple[int, ...]) -> np.
 
 
 def _number(value: Any, where: str, key: str) -> float:
-    if isinstance(value, unpickle.Array) and math.prod(value.shape) == 1:
-        value = value.values().item()
+    if isinstance(value, unpickle.Array) and value.value.size == 1:
+        value = value.value.item()
     if type(value) not in (float, int) or abs(value) > _LARGEST:
         raise schema.InputError(f"{where}: {key} is a {type(value).__name__}, no score")
     return float(value)

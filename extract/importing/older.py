@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract import action_units
+from extract.backends import geometry as distances
 from extract.importing import layouts
 from tqa_jax import records, schema
 
@@ -68,8 +68,8 @@ def modalities(
             text += "; imputed and standardised with statistics of each split"
         if key == "au" and geometry:
             backend = "geometry"
-            version = action_units.VERSIONS[backend]
-            text = action_units.DESCRIPTIONS[backend] + "; mesh of Face Mesh"
+            version = distances.VERSION
+            text = distances.DESCRIPTION + "; mesh of Face Mesh"
         made.append(schema.Modality(name, width, backend, version, description=text))
     return tuple(made)
 
@@ -80,8 +80,8 @@ def is_geometry(samples: Sequence[layouts.Sample]) -> bool:
         if "au" in sample.features:
             rows = sample.features["au"]
             rows = rows[_mask(rows, False)]
-            width = len(action_units.GEOMETRY_UNITS)
-            if rows.shape[-1] != width or not action_units.undo_scaling(rows)[1].all():
+            width = len(distances.UNITS)
+            if rows.shape[-1] != width or not distances.undo_scaling(rows)[1].all():
                 return False
     return True
 
@@ -135,7 +135,7 @@ def clip(
             rows[:length] = streams[key][:length]
             mask[:length] = found[key][:length]
             if key == "au" and geometry:
-                rows, _ = action_units.undo_scaling(rows)
+                rows, _ = distances.undo_scaling(rows)
         elif key in sample.features:
             rows[:] = sample.features[key]
             mask[:] = np.isfinite(rows).all()

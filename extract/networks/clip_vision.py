@@ -17,9 +17,6 @@ from jaxtyping import Float, UInt8
 from extract.networks import tensor_file, weights
 from tqa_jax import schema
 
-NAME = "clip"
-VERSION = "1"
-DESCRIPTION = "image embedding of CLIP of the aligned face"
 SIDE = 224
 
 # What the image processor does without settings.

@@ -31,15 +31,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from tqa_jax import schema
 
-NAME = "syncnet"
-VERSION = "1"
-FEATURES = ("lse_d", "lse_c", "offset_frames", "validity")
-"""Names of the features, in the order of the last axis."""
-DESCRIPTION = (
-    "SyncNet's least distance over lags of the sound, how far the median lies above "
-    "it, the lag in frames (positive: audio late) and 1 where there was enough to "
-    "compare"
-)
+_FEATURES = 4  # LSE-D, LSE-C, offset, validity: see `extract.backends.syncnet`
 FRAMES = 5  # rows in a window, as in `syncnet_input`
 WIDTH = 1024  # of an embedding
 MAX_LAG = 15
@@ -289,7 +281,7 @@ def features(
         seen: rows with a face.
 
     Returns:
-        `FEATURES` and the mask. The mask is False in rows without a face, and where
+        Features and mask. The mask is False in rows without a face, and where
         half of the windows or more lack face or sound. In a clip of fewer than 20
         windows, or where gaps leave too few of the lags, the row is present and all
         of its four values are 0.
@@ -297,7 +289,7 @@ def features(
     num_rows, num_windows = len(seen), len(distances)
     if num_windows != max(0, num_rows - FRAMES + 1):
         raise ValueError(f"{num_windows} windows do not belong to {num_rows} rows")
-    result = np.zeros((num_rows, len(FEATURES)), np.float32)
+    result = np.zeros((num_rows, _FEATURES), np.float32)
     mask = np.array(seen)
     if num_windows:
         window = min(WINDOW, num_windows)

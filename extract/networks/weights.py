@@ -57,54 +57,6 @@ class Source:
     settings: tuple[str, ...] = (CONFIG, PREPROCESSOR)
 
 
-# Revision and checksum: the hub's page of the file alone, so the latter is not pinned.
-# (It lists f2957549a2feece05426879095399ded54f4ba62aef57b26b88e0c758a0f3bd0.) The main
-# branch has a pickle only; this is the hub's conversion of it.
-RESNET101 = Source(
-    "resnet101",
-    option="--visual_weights",
-    instead="--visual=nss",
-    repository="microsoft/resnet-101",
-    revision="5b977138c80713ccee33a115e91899aea7a2f9a6",
-)
-CLIP = Source(
-    "clip",
-    option="--visual_weights",
-    instead="--visual=nss",
-    file="pytorch_model.bin",
-    repository="openai/clip-vit-base-patch32",
-    revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
-    sha256="a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
-)
-HUBERT = Source(
-    "hubert",
-    option="--audio_weights",
-    instead="--audio=logmel",
-    file="pytorch_model.bin",
-    repository="facebook/hubert-base-ls960",
-    revision="dba3bb02fda4248b6e082697eee756de8fe8aa8a",
-    sha256="062249fffb353eab67547a2fbc129f7c31a2f459faf641b19e8fb007cc5c48ad",
-)
-WAV2VEC2 = Source(
-    "wav2vec2",
-    option="--audio_weights",
-    instead="--audio=logmel",
-    repository="facebook/wav2vec2-base-960h",
-    revision="22aad52d435eb6dbaf354bdad9b0da84ce7d6156",
-    sha256="8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a",
-)
-# Its authors publish it on their own site; copies on the hub have no clear licence.
-SYNCNET = Source(
-    "syncnet",
-    option="--sync_weights",
-    instead="--sync=correlation",
-    file="syncnet_v2.model",
-    sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
-    page="http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
-    settings=(),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Found:
     """Weights on this machine.
@@ -165,6 +117,60 @@ def find(source: Source, given: str | pathlib.Path | None = None) -> Found:
         )
     names = dict.fromkeys([source.file, *FILES])
     return _from_hub(source, match[1], match[2], list(names))
+
+
+def of_network(
+    source: Source,
+    given: str | None,
+    *,
+    kind: str = "",
+    preparation: Mapping[str, Any] | None = None,
+) -> Found:
+    """Finds the weights of a network and checks the settings beside them.
+
+    Args:
+        source: the backend's default.
+        given: see `find`.
+        kind: what `config.json` must call the network, where it says anything.
+        preparation: what `preprocessor_config.json` must say, likewise.
+
+    Raises:
+        schema.InputError: they are not there, and the line says how to get them; or
+            what is beside them asks for another network or preparation.
+    """
+    found = find(source, given)
+    if CONFIG in source.settings and not found.config:
+        raise schema.InputError(
+            f"{source.backend} needs {CONFIG} beside its weights, which {found.origin} "
+            "lacks; give a folder in the hub's format"
+        )
+    called = found.config.get("model_type", kind)
+    if kind and called != kind:
+        raise schema.InputError(
+            f"{found.origin} is of kind {called!r} by its {CONFIG}; the backend "
+            f"{source.backend} expects {kind!r}"
+        )
+    for key, value in (preparation or {}).items():
+        if found.preprocessor.get(key, value) != value:
+            raise schema.InputError(
+                f"{PREPROCESSOR} of {found.origin} has {key} "
+                f"{found.preprocessor[key]!r}; the backend {source.backend} prepares "
+                f"its input with {value!r}"
+            )
+    return found
+
+
+def width(found: Found, stated: Any) -> int:
+    """Returns the number of features that `config.json` states.
+
+    Raises:
+        schema.InputError: it is no number of features.
+    """
+    if not isinstance(stated, int) or stated < 1:
+        raise schema.InputError(
+            f"{CONFIG} of {found.origin} has no usable width: {stated!r}"
+        )
+    return stated
 
 
 def sha256(path: str | pathlib.Path) -> str:

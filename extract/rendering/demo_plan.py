@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from extract import clip as extractor
+from extract import backends
 from extract.degrading import flaws
 from tqa_jax import schema
 
@@ -120,7 +120,7 @@ def plan(clips: int, seed: int = 0) -> tuple[Plan, ...]:
     rng = np.random.default_rng([seed, clips, VERSION])
     splits = _identity_splits(clips)
     names = [task.name for task in schema.TASKS]
-    modalities = list(extractor.BACKENDS)
+    modalities = list(backends.options().backends)
     frames = round(SECONDS * schema.FPS)
     gone = rng.choice(clips, math.ceil(MISSING_MODALITIES * clips), replace=False)
     hidden = rng.choice(clips, math.ceil(COVERED * clips), replace=False)

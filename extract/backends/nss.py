@@ -21,8 +21,12 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float, UInt8
 
-NAME = "nss"
+from extract import backends
+
+MODALITY = "visual"
 VERSION = "1"
+NEEDS = ("face",)
+DEFAULT = True
 
 _EPSILON = 1e-6
 # Crops: mesh points whose bounding box is taken, its margin, and the fixed size.
@@ -83,6 +87,16 @@ DESCRIPTION = (
 _TEMPORAL_COLUMNS = np.array(
     [name.endswith(_TEMPORAL) or name.startswith("picture_") for name in FEATURES]
 )
+
+
+def make(setting: backends.Setting) -> backends.Measurer:
+    """Returns what measures a clip, see `extract.backends`."""
+    state, rows = State(), []
+
+    def frame(pixels: np.ndarray, points: np.ndarray | None) -> None:
+        rows.append(row(pixels, points, state))
+
+    return backends.Measurer(lambda clip: (finish(rows), clip.seen), frame)
 
 
 @dataclasses.dataclass
@@ -340,3 +354,12 @@ def _asymmetric(values: np.ndarray) -> list[float]:
     one, two, three = (math.lgamma(count / shape) for count in (1, 2, 3))
     mean = (right - left) * math.exp(0.5 * (one - three) + two - one)
     return [shape, mean, left, right]
+
+
+def group(name: str) -> str:
+    """Returns the group that a feature belongs to where groups are compared."""
+    crop = name.split("_")[0]
+    if crop not in _CROPS:
+        return "whole picture"
+    change = name.endswith(("_change", "_change_peak", "_still_share"))
+    return f"{crop}: {'change' if change else 'appearance'}"

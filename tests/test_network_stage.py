@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import pathlib
 
@@ -6,7 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from extract import clip, device, pool, run
+from extract import backends, clip, pool, run
+from extract import network_stage as device
+from extract.backends import _speech
 from extract.networks import resnet, tensor_file, wav2vec2
 from tests import checkpoints, media
 from tqa_jax import schema
@@ -21,7 +22,7 @@ def options(tmp_path_factory):
     for name in ("resnet", "hubert"):
         (folder / name).mkdir()
         getattr(checkpoints, name)(folder / name)
-    return clip.Options(
+    return backends.options(
         visual="resnet101",
         visual_weights=str(folder / "resnet"),
         audio="hubert",
@@ -43,20 +44,24 @@ def observed(folder, options):
     return {str(i): clip.observe(folder / f"{i}.mp4", options) for i in range(3)}
 
 
+def _weights(options):
+    return {one.modality: one.weights for one in options.settings if one.weights}
+
+
 def _alone(observed, options):
     """What the networks give for a clip by itself, without batches or padding."""
-    found = options.weights()
+    found = _weights(options)
     config = resnet.Config.from_json(found["visual"].config)
     params = resnet.from_tensors(tensor_file.read(found["visual"].file), config)
-    crops = observed.pending["visual/crops"]
+    crops = observed.pending["visual/resnet101"]["crops"]
     visual = jax.jit(resnet.features, static_argnums=1)(params, config, crops)
     config = wav2vec2.Config.from_json(found["audio"].config)
     params = wav2vec2.from_tensors(tensor_file.read(found["audio"].file), config)
-    samples = wav2vec2.prepare(observed.pending["audio/samples"])
+    samples = wav2vec2.prepare(observed.pending["audio/hubert"]["samples"])
     hidden = jax.jit(wav2vec2.hidden, static_argnums=1)(
         params, config, samples[None], np.array([len(samples)])
     )
-    audio = device.on_rows(np.asarray(hidden[0]), observed.rows)
+    audio = _speech.on_rows(np.asarray(hidden[0]), observed.rows)
     return np.asarray(visual), audio
 
 
@@ -70,9 +75,9 @@ def test_batches_over_clips_give_what_each_clip_gives_alone(
         complete += networks.add(key, one)
     complete = dict(complete + networks.finish())
     assert set(complete) == set(observed)
-    described = {one.name: one for one in clip.modalities(options)}
+    described = {one.name: one for one in backends.describe(options)}
     for key, one in complete.items():
-        assert one.pending == {} and list(one.features) == list(clip.BACKENDS)
+        assert one.pending == {} and list(one.features) == list(backends.ORDER)
         for name, values in one.features.items():
             assert values.shape == (one.rows, described[name].width)
             assert np.isnan(values[~one.frame_mask[name]]).all()
@@ -116,21 +121,24 @@ def test_rows_without_a_face_are_masked(tmp_path, options):
     networks = device.Networks(options)
     ((_, whole),) = networks.add("a", one) + networks.finish()
     seen = whole.frame_mask["visual"]
-    assert not seen[:10].any() and seen.sum() == len(one.pending["visual/crops"]) > 15
+    assert (
+        not seen[:10].any()
+        and seen.sum() == len(one.pending["visual/resnet101"]["crops"]) > 15
+    )
     assert np.isfinite(whole.features["visual"][seen]).all()
     assert np.isnan(whole.features["visual"][~seen]).all()
 
 
 def test_sound_is_padded_to_few_lengths_and_never_much():
     counts = np.arange(640, 16_000 * 300, 640)
-    lengths = np.array([device.padded_length(int(count)) for count in counts])
+    lengths = np.array([_speech.padded_length(int(count)) for count in counts])
     assert (lengths >= counts).all() and len(set(lengths)) < 30
     longer = counts > 16_000 * 5
     assert (lengths[longer] <= 1.27 * counts[longer]).all()
 
 
 def test_bfloat16_is_near_float32(observed, options):
-    low = dataclasses.replace(options, network_dtype="bfloat16")
+    low = options.having(network_dtype="bfloat16")
     found = []
     for one in (options, low):
         networks = device.Networks(one)
@@ -160,18 +168,18 @@ def test_the_command_makes_a_set_with_networks(folder, options, tmp_path, capsys
         f"--out={tmp_path / 'set'}",
         "--num_workers=2",
         "--device_batch=16",
-        f"--visual={options.visual}",
-        f"--visual_weights={options.visual_weights}",
-        f"--audio={options.audio}",
-        f"--audio_weights={options.audio_weights}",
+        f"--visual={options.backends['visual']}",
+        f"--visual_weights={options.given['visual_weights']}",
+        f"--audio={options.backends['audio']}",
+        f"--audio_weights={options.given['audio_weights']}",
     ]
     assert run.main(arguments) == 0
     said = capsys.readouterr().out
     assert "visual network" in said and "limited by" in said
     info = schema.load(tmp_path / "set")
-    assert info.schema.modalities == clip.modalities(options)
+    assert info.schema.modalities == backends.describe(options)
     visual = {one.name: one for one in info.schema.modalities}["visual"]
-    assert visual.checksum == options.weights()["visual"].checksum
+    assert visual.checksum == _weights(options)["visual"].checksum
     assert str(tmp_path.parent) not in (tmp_path / "set/dataset.json").read_text()
     other = [*arguments, "--network_dtype=bfloat16"]
     assert run.main(other) == 2
@@ -204,7 +212,7 @@ def test_a_clip_that_was_observed_is_not_decoded_again(
     "more, message",
     [
         ({"visual_weights": "/none"}, "visual_weights is '/none'; expected a local"),
-        ({"visual": "nss"}, "--visual_weights is given but the backend 'nss' has none"),
+        ({"visual": "nss"}, "--visual_weights is given, but .*'nss' does not read it"),
         ({"sync": "head"}, "--sync=head needs a trained head, --sync_weights=FILE"),
         ({"sync": "syncnet"}, "syncnet needs weights: download http"),
         ({"network_dtype": "int8"}, "unknown network dtype 'int8'; available: float32"),
@@ -217,17 +225,17 @@ def test_a_clip_that_was_observed_is_not_decoded_again(
 )
 def test_bad_options_are_one_clear_line(options, more, message):
     with pytest.raises(schema.InputError, match=message):
-        clip.check(dataclasses.replace(options, **more))
+        clip.check(options.having(**more))
 
 
 def test_clip_computes_in_float32_alone(tmp_path):
-    options = clip.Options(visual="clip", network_dtype="bfloat16")
+    options = backends.options(visual="clip", network_dtype="bfloat16")
     with pytest.raises(schema.InputError, match="no backend is a network that comp"):
         clip.check(options)
 
 
 def test_a_network_by_another_name_is_refused(options):
-    other = dataclasses.replace(options, audio="wav2vec2")
+    other = options.having(audio="wav2vec2")
     with pytest.raises(
         schema.InputError, match="of kind 'hubert' .*expects 'wav2vec2'"
     ):
@@ -235,7 +243,7 @@ def test_a_network_by_another_name_is_refused(options):
 
 
 def test_weights_of_another_network_are_refused(options, folder, tmp_path):
-    wrong = dataclasses.replace(options, visual_weights=options.audio_weights)
+    wrong = options.having(visual_weights=options.given["audio_weights"])
     with pytest.raises(schema.InputError, match="hubert"):
         device.Networks(wrong)
 
@@ -243,7 +251,7 @@ def test_weights_of_another_network_are_refused(options, folder, tmp_path):
 def test_other_weights_have_another_fingerprint(options, folder, tmp_path):
     (tmp_path / "resnet").mkdir()
     checkpoints.resnet(tmp_path / "resnet", seed=1)
-    other = dataclasses.replace(options, visual_weights=str(tmp_path / "resnet"))
+    other = options.having(visual_weights=str(tmp_path / "resnet"))
     path = folder / "0.mp4"
     assert pool.fingerprint(path, other) != pool.fingerprint(path, options)
 
@@ -257,7 +265,7 @@ def _changed(folder, name, **changes):
 def test_settings_beside_the_weights_count(folder, tmp_path):
     (tmp_path / "hubert").mkdir()
     checkpoints.hubert(tmp_path / "hubert")
-    options = clip.Options(audio="hubert", audio_weights=str(tmp_path / "hubert"))
+    options = backends.options(audio="hubert", audio_weights=str(tmp_path / "hubert"))
     before = pool.fingerprint(folder / "0.mp4", options)
     _changed(tmp_path / "hubert", "config.json", layer_norm_eps=0.1)
     assert pool.fingerprint(folder / "0.mp4", options) != before
@@ -278,7 +286,9 @@ def test_sizes_that_are_none_are_one_clear_line(tmp_path, change, message):
     (tmp_path / "resnet").mkdir()
     checkpoints.resnet(tmp_path / "resnet")
     _changed(tmp_path / "resnet", "config.json", **change)
-    options = clip.Options(visual="resnet101", visual_weights=str(tmp_path / "resnet"))
+    options = backends.options(
+        visual="resnet101", visual_weights=str(tmp_path / "resnet")
+    )
     with pytest.raises(schema.InputError, match=message):
         clip.check(options)
         device.Networks(options)
@@ -289,6 +299,6 @@ def test_weights_without_settings_are_one_clear_line(tmp_path):
     checkpoints.resnet(tmp_path / "resnet")
     file = str(tmp_path / "resnet" / "model.safetensors")
     (tmp_path / "resnet" / "config.json").unlink()
-    options = clip.Options(visual="resnet101", visual_weights=file)
+    options = backends.options(visual="resnet101", visual_weights=file)
     with pytest.raises(schema.InputError, match="needs config.json beside its weights"):
         clip.check(options)

@@ -15,17 +15,67 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from extract import backends
 from tqa_jax import schema
 
+MODALITY = "action_units"
+VERSION = "2"
+DESCRIPTION = "17 action unit intensities, 0-5, written by OpenFace"
+OPTION = backends.Option(
+    "openface", "DIR", "folder of OpenFace tables, <clip>.csv each"
+)
 UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
 FEATURES = tuple(f"AU{unit:02d}" for unit in UNITS)
 """Names of the features, in OpenFace's order; its columns are these with `_r`."""
 MAX_INTENSITY = 5.0
 
+_MAX_BEYOND = 0.5  # seconds that a table may go on after its clip
 _MIN_CONFIDENCE = 0.5  # of OpenFace's detector, where the table has the column
 _PLAUSIBLE_STEP = (1 / 240, 1.0)  # seconds between lines of a table made from a video
 _WIDEST_GAP = 1.5  # steps between two lines that are interpolated
 _NO_NUMBER = re.compile(r"[+-]?(nan.*|1\.#.*)|", re.IGNORECASE)  # as Windows spells it
+
+
+def check(setting: backends.Setting) -> None:
+    """Checks the option, see `extract.backends`.
+
+    Raises:
+        schema.InputError: there is no such folder.
+    """
+    if not pathlib.Path(setting.argument).is_dir():
+        raise schema.InputError(f"no folder of OpenFace tables at {setting.argument}")
+
+
+def file(path: str | pathlib.Path, setting: backends.Setting) -> pathlib.Path:
+    """Returns where a clip's table is, or would be."""
+    return pathlib.Path(setting.argument) / f"{pathlib.Path(path).stem}.csv"
+
+
+def make(setting: backends.Setting) -> backends.Measurer:
+    """Returns what measures a clip, see `extract.backends`."""
+
+    def finish(clip: backends.Clip) -> tuple[np.ndarray, np.ndarray]:
+        table = file(clip.path, setting)
+        if not table.is_file():
+            clip.notes.append(
+                f"no OpenFace table {table.name}: action units are missing"
+            )
+            missing = np.full((clip.rows, len(FEATURES)), np.nan, np.float32)
+            return missing, np.zeros(clip.rows, bool)
+        units, mask = read(table, clip.rows, clip.frame_seconds)
+        beyond = seconds_beyond(table, clip.rows, clip.frame_seconds)
+        if beyond > _MAX_BEYOND:
+            clip.notes.append(
+                f"the OpenFace table goes on for {beyond:.1f} s after the clip: is it "
+                "of another video?"
+            )
+        if not mask.all():
+            clip.notes.append(
+                f"the OpenFace table covers {mask.sum()} of {len(mask)} rows"
+            )
+        return units, mask
+
+    return backends.Measurer(finish)
 
 
 def read(
@@ -184,3 +234,11 @@ def _float(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
+
+
+def group(name: str) -> str:
+    """Returns the group that a feature belongs to where groups are compared."""
+    unit = int(name[2:4])
+    if unit in (25, 26):
+        return "mouth opening"
+    return "upper face" if unit in (1, 2, 4, 5, 6, 7, 45) else "lower face"

@@ -15,11 +15,13 @@ import scipy.ndimage
 import scipy.signal
 from jaxtyping import Bool, Float, Int
 
-from extract import sound
+from extract import backends, sound
 from tqa_jax import schema
 
-NAME = "correlation"
+MODALITY = "sync"
 VERSION = "1"
+NEEDS = ("face",)
+DEFAULT = True
 FEATURES = ("peak", "confidence", "offset_frames", "validity")
 """Names of the features, in the order of the last axis."""
 DESCRIPTION = (
@@ -41,6 +43,13 @@ _FLOOR = 1e-7  # power; -70 dB
 _INNER = ((13, 14), (82, 87), (312, 317))
 _OUTER = ((0, 17),)
 _HEIGHT = (10, 152)
+
+
+def make(setting: backends.Setting) -> backends.Measurer:
+    """Returns what measures a clip, see `extract.backends`."""
+    return backends.Measurer(
+        lambda clip: features(clip.points, clip.aspect, clip.samples, clip.present)
+    )
 
 
 def features(

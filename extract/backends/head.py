@@ -19,19 +19,21 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float, Int
 
-from extract import logmel, sound, sync
+from extract import backends, sound
+from extract.backends import correlation, logmel
+from extract.networks import weights
 from tqa_jax import output, schema
 
-NAME = "head"
+MODALITY = "sync"
 VERSION = "1"
-FEATURES = sync.FEATURES
+FEATURES = correlation.FEATURES
 """Names of the features, in the order of the last axis."""
 DESCRIPTION = (
     "best correlation of learned views of mouth and sound (-1 to 1), how far it stands "
     "out, its lag in frames (positive: audio late) and 1 where there was anything to "
     "compare"
 )
-MAX_LAG = sync.MAX_LAG
+MAX_LAG = correlation.MAX_LAG
 WINDOW = 101  # rows
 
 _KIND = "tqa_jax sync head"
@@ -84,6 +86,32 @@ class Head:
     seconds: float
 
 
+def find(given: str | None) -> weights.Found:
+    """Finds the trained head, see `extract.backends`.
+
+    Raises:
+        schema.InputError: there is none, or it is no head.
+    """
+    if not given:
+        raise schema.InputError(
+            "--sync=head needs a trained head, --sync_weights=FILE; "
+            "`python -m extract.train_sync` makes one of your own clips"
+        )
+    load(given)
+    path = pathlib.Path(given)
+    return weights.Found(path, {}, {}, weights.sha256(path), origin="")
+
+
+def make(setting: backends.Setting) -> backends.Measurer:
+    """Returns what measures a clip, see `extract.backends`."""
+    head = load(setting.weights.file)
+    return backends.Measurer(
+        lambda clip: features(
+            clip.points, clip.aspect, clip.samples, clip.present, head
+        )
+    )
+
+
 def features(
     points: Float[np.ndarray, "T 478 3"],
     aspect: float,
@@ -113,11 +141,11 @@ def features(
     starts = np.clip(np.arange(num_rows) - window // 2, 0, num_rows - window)
     face = np.isfinite(seen[:, 0])
     usable = face & np.isfinite(heard[:, 0])
-    mask = face & (sync.window_sums(usable, starts, window) > 0.5 * window)
+    mask = face & (correlation.window_sums(usable, starts, window) > 0.5 * window)
     result = np.zeros((num_rows, len(FEATURES)), np.float32)
     if window >= _MIN_ROWS:
-        level = sync.loudness(samples, present, num_rows)
-        inner, _ = sync.openings(points, aspect)
+        level = correlation.loudness(samples, present, num_rows)
+        inner, _ = correlation.openings(points, aspect)
         found = scores(seen, heard, starts, window)
         valid = mask & np.isfinite(found).any(axis=-1)
         valid &= _spread(inner, starts, window) >= _MIN_OPENING
@@ -220,12 +248,12 @@ def scores(
         a = np.where(both[:, None], seen, 0.0)
         b = np.where(both[:, None], shifted, 0.0)
         product, square_a, square_b, count = (
-            sync.window_sums(values, starts, window)
+            correlation.window_sums(values, starts, window)
             for values in ((a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1), both)
         )
         enough = count >= max(_MIN_SHARE * window, _MIN_ROWS / 2)
-        correlation = product / np.sqrt(np.maximum(square_a * square_b, 1e-20))
-        result[enough, column] = (correlation * np.sqrt(count / window))[enough]
+        fit = product / np.sqrt(np.maximum(square_a * square_b, 1e-20))
+        result[enough, column] = (fit * np.sqrt(count / window))[enough]
     return result
 
 

@@ -14,11 +14,12 @@ import scipy.ndimage
 import scipy.signal
 from jaxtyping import Bool, Float, Int
 
-from extract import sound
+from extract import backends, sound
 from tqa_jax import schema
 
-NAME = "logmel"
+MODALITY = "audio"
 VERSION = "1"
+DEFAULT = True
 NUM_MELS = 64
 
 _HOP = round(sound.SAMPLE_RATE / schema.FPS)
@@ -58,6 +59,13 @@ DESCRIPTION = (
     "log-mel spectrum of 64 bands to 8 kHz, its slope, loudness, bandwidth, clipping, "
     "periodicity, noise floor and signal-to-noise ratio"
 )
+
+
+def make(setting: backends.Setting) -> backends.Measurer:
+    """Returns what measures a clip, see `extract.backends`."""
+    return backends.Measurer(
+        lambda clip: features(clip.samples, clip.present, clip.rows)
+    )
 
 
 def features(
@@ -230,3 +238,16 @@ def _mel(hertz: np.ndarray) -> np.ndarray:
 
 def _hertz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+def group(name: str) -> str:
+    """Returns the group that a feature belongs to where groups are compared."""
+    if name.startswith("mel"):
+        if name.endswith("_delta"):
+            return "change of the mel bands"
+        low = int(name[3:5]) < 32
+        return "mel bands below 1.7 kHz" if low else "mel bands above 1.7 kHz"
+    if name in ("rms_db", "peak_db", "crest_db", "clipped_share", "clip_level_share"):
+        return "level and clipping"
+    noise = ("noise_floor_db", "snr_db", "silent_share", "periodicity")
+    return "noise and pauses" if name in noise else "spectral shape"

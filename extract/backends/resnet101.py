@@ -1,0 +1,58 @@
+"""Visual backend `resnet101`: an ImageNet network over the aligned face."""
+
+import functools
+from typing import Any
+
+from extract import backends, crops
+from extract.backends import _aligned
+from extract.networks import weights
+
+MODALITY = "visual"
+VERSION = f"1.{crops.VERSION}"
+DESCRIPTION = "ResNet of the aligned face, mean over positions"
+# Revision and checksum: the hub's page of the file alone, so the latter is not pinned.
+# (It lists f2957549a2feece05426879095399ded54f4ba62aef57b26b88e0c758a0f3bd0.) The main
+# branch has a pickle only; this is the hub's conversion of it.
+SOURCE = weights.Source(
+    "resnet101",
+    option="--visual_weights",
+    instead="--visual=nss",
+    repository="microsoft/resnet-101",
+    revision="5b977138c80713ccee33a115e91899aea7a2f9a6",
+)
+
+make = _aligned.make
+
+
+def find(given: str | None) -> weights.Found:
+    """Finds the weights, see `extract.backends`."""
+    return weights.of_network(
+        SOURCE,
+        given,
+        kind="resnet",
+        preparation={
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+        },
+    )
+
+
+def width(setting: backends.Setting) -> int:
+    """Returns the number of features."""
+    found = setting.weights
+    sizes = found.config.get("hidden_sizes")
+    return weights.width(
+        found, sizes[-1] if isinstance(sizes, list) and sizes else sizes
+    )
+
+
+def network(found: weights.Found, dtype: Any) -> backends.Network:
+    """Reads the weights, see `extract.backends`."""
+    import jax  # Here: the processes that decode do without.
+
+    from extract.networks import resnet, tensor_file
+
+    config = resnet.Config.from_json(found.config)
+    params = jax.device_put(resnet.from_tensors(tensor_file.read(found.file), config))
+    run = jax.jit(functools.partial(resnet.features, config=config, dtype=dtype))
+    return _aligned.network(lambda pixels: run(params, pixels=pixels))
