@@ -29,7 +29,7 @@ from jaxtyping import Float
 
 from tqa_jax import cli, output, schema
 
-with cli.extras():
+with cli.imports():
     from extract import action_units, decode, labels, landmarks, openface
 
 BACKENDS = ("openface", "blendshapes", "geometry")

@@ -33,7 +33,7 @@ import tqdm
 import tqa_jax
 from tqa_jax import cli, machine, schema
 
-with cli.extras():
+with cli.imports():
     import cv2
 
     from extract import build as builder
