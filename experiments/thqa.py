@@ -25,7 +25,7 @@ import numpy as np
 
 from tqa_jax import cli, fleet, output, run_folder, schema
 
-with cli.extras():
+with cli.imports():
     from experiments.talking_heads import (
         agreement,
         nested,

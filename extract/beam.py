@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqa_jax import cli, machine, schema
 
-with cli.extras():
+with cli.imports():
     import apache_beam as beam
     from apache_beam.options import pipeline_options
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from tqa_jax import cli
 
-with cli.extras():
+with cli.imports():
     from extract import backends, landmarks, no_network
     from extract.degrading import degrade_build, degrade_plan
 

@@ -31,7 +31,7 @@ import tqdm
 import tqa_jax
 from tqa_jax import cli, machine, output, schema
 
-with cli.extras():
+with cli.imports():
     import cv2
 
     from extract import backends, encode, landmarks, pool

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import tqa_jax
 from tqa_jax import cli, records, schema
 
-with cli.extras():
+with cli.imports():
     from extract import backends, build, clip, labels, landmarks, no_network, pool
     from extract.degrading import degrade_plan
 

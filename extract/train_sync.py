@@ -20,7 +20,7 @@ import tqdm
 
 from tqa_jax import cli, machine, output, schema
 
-with cli.extras():
+with cli.imports():
     from extract import (
         decode,
         files,

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tomllib
@@ -104,6 +105,20 @@ def test_a_defect_keeps_its_traceback(error):
 
 def test_status_is_what_the_work_returns():
     assert [cli.run(lambda: None), cli.run(lambda: 3)] == [0, 3]
+
+
+def test_ctrl_c_during_imports_ends_a_command_without_a_traceback():
+    code = "import os, signal\nfrom tqa_jax import cli\nwith cli.imports():\n"
+    code += "    os.kill(os.getpid(), signal.SIGINT)\nprint('went on')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGINT
+    assert (done.stdout, done.stderr) == ("", "")
+    before = signal.getsignal(signal.SIGINT)
+    with cli.imports():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_nobody_reading_is_no_traceback():

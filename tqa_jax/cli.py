@@ -2,7 +2,7 @@
 
 A command's `main` is `return cli.run(lambda: ...)`: what a user can mend becomes one
 line and an exit status, and all else keeps its traceback. Imports at the top of a
-command that need an optional library stand under `with cli.extras():`.
+command that need an optional library stand under `with cli.imports():`.
 """
 
 import argparse
@@ -13,7 +13,9 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,12 +90,23 @@ def parser(**options: Any) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def extras() -> Iterator[None]:
-    """Surrounds a command's imports: a missing library ends it with one line."""
+def imports() -> Iterator[None]:
+    """Surrounds a command's imports: a missing library ends it with one line.
+
+    Ctrl-C ends it at once: libraries that take seconds to import would print a
+    traceback, or lose it in a callback.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual &= threading.current_thread() is threading.main_thread()
+    if usual:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     except ImportError as error:
         sys.exit(_say(f"error: {_missing(error)}", 2))
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(*libraries: str, instead: str = "") -> None:

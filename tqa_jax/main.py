@@ -18,18 +18,21 @@ import textwrap
 import types
 from collections.abc import Callable, Sequence
 
-import ml_collections
-from absl import flags
+from tqa_jax import cli
 
-from tqa_jax import (
-    assemble,
-    cli,
-    config_files,
-    intervals,
-    processes,
-    schema,
-    train,
-)
+with cli.imports():
+    import ml_collections
+    from absl import flags
+
+    from tqa_jax import (
+        assemble,
+        config_files,
+        intervals,
+        processes,
+        schema,
+        train,
+    )
+
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Config: a .py file, or the name of one in configs/."

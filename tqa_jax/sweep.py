@@ -26,31 +26,35 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import ml_collections
-import numpy as np
+from tqa_jax import cli
 
-from tqa_jax import (
-    assemble,
-    comparison,
-    fleet,
-    grid,
-    hyperparameters,
-    lockstep,
-    output,
-    pipeline,
-    prepare,
-    processes,
-    run_folder,
-    runner,
-    schema,
-    start,
-    sweep_folder,
-    sweep_progress,
-    train,
-    trial,
-)
-from tqa_jax import main as main_command
+with cli.imports():
+    import jax
+    import ml_collections
+    import numpy as np
+
+    from tqa_jax import (
+        assemble,
+        comparison,
+        fleet,
+        grid,
+        hyperparameters,
+        lockstep,
+        output,
+        pipeline,
+        prepare,
+        processes,
+        run_folder,
+        runner,
+        schema,
+        start,
+        sweep_folder,
+        sweep_progress,
+        train,
+        trial,
+    )
+    from tqa_jax import main as main_command
+
 
 _logger = logging.getLogger(__name__)
 # Each run's folder gets its own copy.
