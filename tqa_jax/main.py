@@ -22,8 +22,9 @@ import absl.logging
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
+from tqdm import contrib
 
-from tqa_jax import cache, heap, intervals, processes, schema, train, trial
+from tqa_jax import cache, display, heap, intervals, processes, schema, train, trial
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.")
@@ -40,12 +41,16 @@ def main(argv: Sequence[str]) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     cache.keep_programs()
     heap.keep()
+    show_progress(logging.INFO)
     try:
-        processes.start(
-            **{name: flag.value for name, flag in _PROCESSES._asdict().items()}
-        )
-        group = processes.group()
-        show_progress(logging.INFO if group.writes else logging.WARNING)
+        with display.stage("starting"):
+            processes.start(
+                **{name: flag.value for name, flag in _PROCESSES._asdict().items()}
+            )
+            group = processes.group()
+        if not group.writes:
+            logging.getLogger("tqa_jax").setLevel(logging.WARNING)
+            logging.getLogger("extract").setLevel(logging.WARNING)
         data_path = pathlib.Path(config.data.path or _demo(config.data, group))
         results = train.run(config, data_path=data_path, workdir=workdir)
     except processes.Elsewhere:
@@ -67,8 +72,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def show_progress(level: int) -> None:
-    """Sends our own log lines to stderr."""
-    handler = logging.StreamHandler()
+    """Sends our own log lines to stderr, above the progress bars."""
+    handler = logging.StreamHandler(contrib.DummyTqdmFile(sys.stderr))
     for name in ("tqa_jax", "extract"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
@@ -89,7 +94,8 @@ def _demo(data: ml_collections.ConfigDict, group: processes.Group) -> pathlib.Pa
 def build_demo(clips: int) -> pathlib.Path:
     """Builds the demo data set of that many clips, or finds it in the cache."""
     try:
-        from extract import demo
+        with display.stage("loading the extractor"):
+            from extract import demo
     except ModuleNotFoundError as error:
         raise schema.InputError(
             f"the demo data set needs the extract extra ({error}): "
