@@ -5,6 +5,7 @@ a list of its files and their checksums. A run killed at any moment resumes from
 latest whole one, and best parameters never come from a future that was lost.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -46,20 +47,21 @@ class Checkpoints:
         """Opens or makes the folder; of several processes, only in the first."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
-                enable_async_checkpointing=False,  # See `save`.
-                cleanup_tmp_directories=True,
-                create=False,
-                # Else it would wait for processes that write nothing.
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    active_processes={0} if jax.process_count() > 1 else None
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2,
+                    enable_async_checkpointing=False,  # See `save`.
+                    cleanup_tmp_directories=True,
+                    create=False,
+                    # Else it would wait for processes that write nothing.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        active_processes={0} if jax.process_count() > 1 else None
+                    ),
                 ),
-            ),
-            item_names=("default",),
-        )
+                item_names=("default",),
+            )
         self._thread = futures.ThreadPoolExecutor(1)
         self._writing: futures.Future | None = None
 
@@ -108,7 +110,8 @@ class Checkpoints:
                 if self._read(step) is not None:
                     raise other
                 shutil.rmtree(self._folder / str(step))
-                self._manager.reload()
+                with _quiet():
+                    self._manager.reload()
                 continue
             types = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (found, wanted))
             if types[0] != types[1]:
@@ -160,7 +163,8 @@ class Checkpoints:
                 if sealed != _checksums(folder):
                     return None
             items = ocp.args.Composite(default=ocp.args.StandardRestore(like))
-            return self._manager.restore(step, args=items)["default"]
+            with _quiet():
+                return self._manager.restore(step, args=items)["default"]
         except (ValueError, KeyError, FileNotFoundError):
             return None
         except OSError as error:
@@ -176,6 +180,18 @@ class Checkpoints:
         self.wait()
         self._thread.shutdown()
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out Orbax's lines about what is damaged; ours say it."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:

@@ -41,16 +41,15 @@ def main(argv: Sequence[str]) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     cache.keep_programs()
     heap.keep()
-    show_progress(logging.INFO)
+    given = {name: flag.value for name, flag in _PROCESSES._asdict().items()}
+    show_progress(logging.WARNING if any(given.values()) else logging.INFO)
     try:
         with display.stage("starting"):
-            processes.start(
-                **{name: flag.value for name, flag in _PROCESSES._asdict().items()}
-            )
+            processes.start(**given)
             group = processes.group()
-        if not group.writes:
-            logging.getLogger("tqa_jax").setLevel(logging.WARNING)
-            logging.getLogger("extract").setLevel(logging.WARNING)
+        if group.writes:
+            logging.getLogger("tqa_jax").setLevel(logging.INFO)
+            logging.getLogger("extract").setLevel(logging.INFO)
         data_path = pathlib.Path(config.data.path or _demo(config.data, group))
         results = train.run(config, data_path=data_path, workdir=workdir)
     except processes.Elsewhere:

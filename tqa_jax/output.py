@@ -114,4 +114,5 @@ def read_arrays(file: pathlib.Path | io.BytesIO) -> dict[str, np.ndarray]:
         *(OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError),
         *(zipfile.BadZipFile, zlib.error),
     ) as error:
-        raise schema.InputError(f"{file} is damaged: {error}") from error
+        reason = " ".join(str(error).split())
+        raise schema.InputError(f"{file} is damaged: {reason}") from error

@@ -76,13 +76,13 @@ def finished(folder: pathlib.Path) -> dict[str, Any] | None:
         for name in ("preprocess.npz", "representation.npz", "reference.npz"):
             output.read_arrays(folder / name)
         path = folder / "predictions.csv"
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
             rows = list(csv.reader(file))
         clips = results["clips"]["validation"] + results["clips"]["test"]
         if len(rows) != 1 + clips or len({len(row) for row in rows}) > 1:
             raise schema.InputError(f"{path} is damaged: it is not of {clips} clips")
         return results
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         _logger.warning("%s; evaluating the run again", str(error).rstrip("; "))
         return None
 

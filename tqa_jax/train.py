@@ -165,7 +165,7 @@ def _open(
         train, validation = group.together(
             lambda: (data.split("train"), data.split("validation"))
         )
-    with display.stage("compiling the training step"):
+    with display.stage("compiling the model"):
         return _Trainer(config, data, train, validation, workdir, group)
 
 
@@ -196,9 +196,6 @@ class _Trainer:
         self._score = self._devices.scorer(self._parts.score)
         self._validation = validation
         self._trial.start(self._parts.init(config.seed))
-        self._progress = display.Progress(
-            self._trial.total_steps, self._trial.step, shown=group.writes
-        )
         _logger.info(
             "%d parameters, %d training windows of %d clips, %d steps an epoch, "
             "best by validation %s",
@@ -228,7 +225,8 @@ class _Trainer:
     def train(self) -> None:
         """Trains until the last epoch or an early stop."""
         one, group = self._trial, self._devices.group
-        with asked_to_stop() as signals, contextlib.closing(self._progress):
+        progress = display.Progress(one.total_steps, one.step, shown=group.writes)
+        with asked_to_stop() as signals, contextlib.closing(progress):
             while not one.done:
                 rows = one.next_rows()
                 with display.stage(f"training from step {one.step}", after=20):
@@ -236,9 +234,9 @@ class _Trainer:
                 if whole:
                     with display.stage("validating", after=5):
                         one.validated(self._validate(), self._runner.temp_bytes)
-                self._progress.update(len(rows), one.said)
+                progress.update(len(rows), one.said)
                 if whole:
-                    self._say()
+                    self._say(beside_bar=not progress.bar.disable)
                 if group.any(bool(signals)):
                     one.save()
                     _logger.info("saved after step %d", one.step)
@@ -262,10 +260,10 @@ class _Trainer:
             self._validation.clips,
         ).mean(axis=0)
 
-    def _say(self) -> None:
+    def _say(self, *, beside_bar: bool) -> None:
         epoch = int(self._trial.state.progress.epoch)
         epochs = self._trial.config.train.epochs
-        if self._progress.bar.disable:
+        if not beside_bar:
             _logger.info("epoch %d of %d: %s", epoch, epochs, self._trial.said)
         if self._trial.done:
             how = "stopped early" if epoch < epochs else "trained"
@@ -291,9 +289,10 @@ def asked_to_stop() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: Any) -> None:
         signals.append(signal.Signals(number))
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Not by a log line: this may be in the middle of another.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nsaving after these steps; Ctrl-C quits at once\n")
+        if number == signal.SIGINT:
+            # Not by a log line: this may be in the middle of another.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nsaving after these steps; Ctrl-C quits at once\n")
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # The last is a terminal that was closed.
     before = {

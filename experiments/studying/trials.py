@@ -196,7 +196,9 @@ def _validation(runs: Sequence[Trained]) -> float:
     if any(one["value"] is None for one in found):
         return -math.inf
     signs = [-1 if one["metric"] == "loss" else 1 for one in found]
-    return float(np.mean([s * one["value"] for s, one in zip(signs, found, strict=True)]))
+    return float(
+        np.mean([s * one["value"] for s, one in zip(signs, found, strict=True)])
+    )
 
 
 def draw(ranges: Mapping[str, Range], number: int, *, seed: int) -> dict[str, float]:
