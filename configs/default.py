@@ -104,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim = optim = ml_collections.ConfigDict()
     optim.learning_rate = 1e-3  # Peak.
     optim.schedule = "warmup_cosine"  # warmup_cosine, adaptive_cosine, constant.
-    optim.warmup_steps = 20
+    optim.warmup_steps = 20  # At most a tenth of the run's.
     optim.end_learning_rate = 1e-6
     optim.stretch = 0.1  # adaptive_cosine: lengthening of the period at a stall.
     optim.plateau_patience = 3  # Validations without improvement that make a stall.
@@ -128,7 +128,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.min_improvement = 0.0
     train.select_metric = "srcc"  # Of the best epoch: srcc, plcc, ccc, loss.
     train.select_weights = ml_collections.ConfigDict()  # By task; empty for the mean.
-    train.checkpoint_every = 100  # Steps.
+    train.checkpoint_every = 100  # Steps; two minutes save as well.
     train.max_skipped = 20  # Non-finite steps in a row before training stops.
     train.log_every = 1  # Steps.
 

@@ -45,9 +45,20 @@ def test_cosine_equals_the_closed_form_at_every_step(warmup, total):
     transform = optim.cosine(PEAK, warmup_steps=warmup, total_steps=total, end=END)
     found = rates(transform, [0] * (total + 20))
     wanted = [closed_form(s, warmup=warmup, total=total) for s in range(total + 20)]
-    # Progress is a float32 sum; 5,000 additions of 1/4,980 are off by up to 1e-4.
-    np.testing.assert_allclose(found, wanted, atol=2e-4 * PEAK, rtol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * PEAK, rtol=1e-5)
     assert found[-1] == np.float32(END)
+
+
+def test_a_million_steps_end_at_their_end():
+    total, warmup = 1_000_000, 1000
+    found = rates(
+        optim.cosine(PEAK, warmup_steps=warmup, total_steps=total, end=END),
+        np.zeros(total + 1, int),
+    )
+    for step in (1000, 250_000, 500_000, 990_000, 999_000, total):
+        wanted = closed_form(step, warmup=warmup, total=total)
+        np.testing.assert_allclose(found[step], wanted, rtol=1e-4)
+    assert found[total - 10_000] > END + 2e-4 * PEAK
 
 
 def test_cosine_equals_optax():

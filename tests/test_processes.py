@@ -195,14 +195,23 @@ def test_killed_process_ends_the_other_and_the_run_resumes(data, whole, tmp_path
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_at_the_same_step(data, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (signal.SIGTERM, 1, "stopped: stopped by SIGTERM after step"),
+        (signal.SIGINT, 130, "stopped; the same command continues"),
+    ],
+)
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    data, whole, tmp_path, number, status, message
+):
     started = start(tmp_path / "run", data, *LONG)
     wait_for_lines(tmp_path / "run", 5)
-    started[1].send_signal(signal.SIGTERM)
+    started[1].send_signal(number)
     statuses, ((_, err), (_, other_err)) = finish(started)
-    assert statuses == [1, 1]
-    assert "stopped: stopped by SIGTERM after step" in err
-    assert other_err == ""
+    assert statuses == [status, status]
+    assert message in err and "saved after step" in err
+    assert "Traceback" not in err + other_err and "after step" not in other_err
     assert_done(start(tmp_path / "run", data, *LONG))
     test_train.assert_same_run(whole, tmp_path / "run")
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 from tests import small
@@ -77,7 +78,7 @@ def test_a_folder_with_something_else_is_refused(data, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("content", ['{"a": 1}', "[]", "{", ""])
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", "{", "", "7", "\0\0\0"])
 def test_a_config_json_of_something_else_is_refused(data, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(schema.InputError, match=re.escape(str(tmp_path))):
@@ -234,10 +235,75 @@ def test_half_a_line_is_dropped_wherever_it_was_cut(tmp_path, length):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_tensorboard_gets_the_scalars(tmp_path):
+def test_tensorboard_gets_numbers_whole_numbers_and_matrices(tmp_path):
     pytest.importorskip("tensorboardX")
-    log = run_folder.MetricsLog(tmp_path, from_step=0, tensorboard=True)
-    log.write(step=1, epoch=1, split="train", **{"loss/total": 0.5}, best=True)
+    from tensorboardX import proto
+    from tensorboardX.proto import event_pb2  # noqa: F401
+
+    log = run_folder.MetricsLog(
+        tmp_path, from_step=0, tensorboard=True, tasks=("lip_sync", "overall")
+    )
+    log.write(
+        step=7,
+        epoch=2,
+        split="validation",
+        **{"loss/overall": 0.5, "memory/temp_bytes": 2048, "memory/peak_bytes": None},
+        best=True,
+        correlation={
+            "labels": [[1.0, 0.25], [0.25, 1.0]],
+            "predictions": [[1.0, None], [None, 1.0]],
+        },
+    )
     log.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss/total" in file.read_bytes()
+    found = {}
+    content = file.read_bytes()
+    while content:  # Length, its checksum, an event, its checksum.
+        size = int.from_bytes(content[:8], "little")
+        event = proto.event_pb2.Event.FromString(content[12 : 12 + size])
+        content = content[16 + size :]
+        for value in event.summary.value:
+            found[value.tag] = (event.step, value.simple_value)
+    assert found == {
+        "validation/epoch": (7, 2),
+        "validation/loss/overall": (7, 0.5),
+        "validation/memory/temp_bytes": (7, 2048),
+        "validation/best": (7, 1),
+        "validation/correlation/labels/lip_sync/overall": (7, 0.25),
+    }
+    assert "correlation" in lines(tmp_path)[0]  # The file has the matrices.
+
+
+def test_log_variances_and_the_task_of_a_skipped_step_are_named():
+    metrics = {
+        name: np.float32(value)
+        for name, value in {
+            "total": math.nan,
+            "consistency": 0.0,
+            "grad_norm": math.nan,
+            "lr": 1e-3,
+            "loss_scale": 1.0,
+            "skipped": 2.0,
+        }.items()
+    }
+    ones = np.ones(2, np.float32)
+    metrics |= dict.fromkeys(
+        ("weight", "coefficient", "task_grad_norm", "labels"), ones
+    )
+    metrics["loss"] = np.array([1.0, np.inf], np.float32)
+    metrics["log_variance"] = np.array([0.5, -0.25], np.float32)
+    line = run_folder.step_line(metrics, ["a", "b"], [1.0, 1.0])
+    assert (line["skipped"], line["skipped/a"], line["skipped/b"]) == (2, 0, 1)
+    assert (line["log_variance/a"], line["log_variance/b"]) == (0.5, -0.25)
+    metrics["skipped"] = np.float32(0)
+    assert run_folder.step_line(metrics, ["a", "b"], [1.0, 1.0])["skipped/b"] == 0
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 40, b"7\n", b'{"a": 1}\n', b"\xff\n"])
+def test_damaged_lines_of_the_log_are_left_out_and_counted(tmp_path, caplog, garbage):
+    write_steps(tmp_path, range(1, 4))
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(garbage.rstrip() + b"\n" + content)
+    open_log(tmp_path, from_step=3).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert "metrics.jsonl: 1 damaged lines left out" in caplog.text

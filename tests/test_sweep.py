@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -209,6 +211,59 @@ def test_sweep_that_dies_continues_each_run_from_its_own_checkpoint(
         )
 
 
+def test_ctrl_c_saves_every_run_and_the_same_command_continues(
+    data, swept, tmp_path, monkeypatch
+):
+    write = run_folder.MetricsLog.write
+    lines = []
+
+    def interrupting(self, **line):
+        write(self, **line)
+        lines.append(line)
+        if len(lines) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    config = usual(data, train__checkpoint_every=6)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder.MetricsLog, "write", interrupting)
+        sweep.run(config, workdir=tmp_path / "w")
+    folders = list((tmp_path / "w" / "runs").iterdir())
+    saved = [list((folder / "checkpoints").iterdir()) for folder in folders]
+    assert [[path.name for path in steps] for steps in saved] == [["6"]] * 4
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    found = sweep.run(config, workdir=tmp_path / "w")
+    assert found.failed == {} and len(found.table) == 4
+    for run in grid.plan(config):
+        assert_same_run(
+            swept[0] / "runs" / run.name, tmp_path / "w" / "runs" / run.name
+        )
+
+
+def test_damaged_files_of_a_sweep_are_made_again(data, swept, tmp_path, caplog):
+    shutil.copytree(swept[0], tmp_path / "w")
+    first, second, third, _ = sorted((tmp_path / "w" / "runs").iterdir())
+    (first / "status.json").write_bytes(b"")
+    (second / "results.json").write_bytes(b"")
+    (third / "predictions.csv").write_bytes(b"")
+    (tmp_path / "w" / "sweep.csv").write_bytes(b"")
+    before = [folder / "status.json" for folder in (second, third)]
+    config = usual(data, train__checkpoint_every=6)
+    found = sweep.run(config, workdir=tmp_path / "w")
+    assert found.failed == {}
+    for name in ("results.json", "predictions.csv"):
+        for folder in (first, second, third):
+            whole = swept[0] / "runs" / folder.name / name
+            assert (folder / name).read_bytes() == whole.read_bytes()
+    assert all(json.loads(file.read_text())["reason"] is None for file in before)
+    for name in ("status.json", "results.json", "predictions.csv"):
+        assert f"{name} is damaged: " in caplog.text
+    whole = (swept[0] / "sweep.csv").read_bytes()
+    assert (tmp_path / "w" / "sweep.csv").read_bytes() == whole
+    (tmp_path / "w" / "sweep.json").write_bytes(b"")
+    with pytest.raises(schema.InputError, match="sweep.json is damaged: .*; restore"):
+        sweep.run(config, workdir=tmp_path / "w")
+
+
 def test_run_that_fails_is_recorded_and_leaves_the_others_alone(data, swept, tmp_path):
     config = usual(data, train__checkpoint_every=6, train__max_skipped=2)
     config.grid.optim.learning_rate = (1e-3, 1e30)
@@ -236,7 +291,6 @@ def test_other_sweep_in_the_same_folder_is_refused(data, swept, tmp_path):
     ("changes", "message"),
     [
         ({"weighting__name": "grad_norm"}, "dropout=0.1.*unknown weighting 'grad_nor"),
-        ({"optim__warmup_steps": 12}, "leaves nothing of the run's 12 steps"),
         ({"data__memory_gb": 0.0}, "a sweep keeps its data on the device: raise"),
         ({"train__epochs": 0}, "train.epochs is 0; expected at least 1"),
     ],
@@ -310,7 +364,7 @@ def test_folder_that_another_process_makes_meanwhile_is_shared(
     listed = []
 
     def make(folder):
-        sweep_folder.write(folder / "sweep.json", json.dumps(mine), 1)
+        run_folder.write_json(folder / "sweep.json", mine)
         listed.append(folder)
         return iter([folder / "sweep.json"])
 

@@ -1,8 +1,10 @@
 """Whole runs: learning, resuming bit for bit, streaming, and what is refused."""
 
 import json
+import logging
 import math
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,24 +140,137 @@ def test_run_that_dies_at_any_step_resumes_bit_for_bit(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_sigterm_saves_and_the_same_command_continues(
-    data, whole, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (signal.SIGTERM, trial.Stopped),
+        (signal.SIGINT, KeyboardInterrupt),
+        pytest.param(signal.SIGHUP, trial.Stopped, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_continues(
+    data, whole, tmp_path, monkeypatch, number, error
 ):
     write = run_folder.MetricsLog.write
 
-    def terminating(self, *, step, **line):
+    def interrupting(self, *, step, **line):
         write(self, step=step, **line)
         if step == 5:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.MetricsLog, "write", terminating)
-        with pytest.raises(trial.Stopped, match="SIGTERM after step 6; the same"):
+        patch.setattr(run_folder.MetricsLog, "write", interrupting)
+        with pytest.raises(error) as stopped:
             train.run(small.config(), data_path=data, workdir=tmp_path / "run")
+    if error is trial.Stopped:
+        name = signal.Signals(number).name
+        assert f"{name} after step 6; the same" in str(stopped.value)
     assert int(saved_arrays(tmp_path / "run")["['state']['step']"]) == 6
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
     train.run(small.config(), data_path=data, workdir=tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_second_ctrl_c_quits_and_what_is_ignored_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with train.asked_to_stop() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals == []
+            signal.raise_signal(signal.SIGINT)
+            assert signals == [signal.SIGINT]
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_damaged_files_of_a_finished_run_are_made_again(data, whole, tmp_path, caplog):
+    damaged = tmp_path / "run"
+    shutil.copytree(whole, damaged)
+    steps = sorted(int(path.name) for path in (damaged / "checkpoints").iterdir())
+    for path in (damaged / "checkpoints" / str(steps[1])).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    for name in ("results.json", "preprocess.npz", "audit.json"):
+        (damaged / name).write_bytes(b"")
+    predictions = (damaged / "predictions.csv").read_bytes()
+    (damaged / "predictions.csv").write_bytes(predictions[: len(predictions) // 2])
+    train.run(small.config(), data_path=data, workdir=damaged)
+    assert_same_run(whole, damaged)
+    assert f"continuing from step {steps[0]}" not in caplog.text  # Of level INFO.
+    said = [line for line in caplog.messages if "damaged" in line]
+    assert len(said) == 3
+    for line, part in zip(
+        said,
+        ("results.json", "preprocess.npz", f"step {steps[1]}"),
+        strict=True,
+    ):
+        assert part in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "name", ["results.json", "predictions.csv", "audit.json", "representation.npz"]
+)
+@pytest.mark.parametrize("way", ["empty", "half", "zeros", "gone"])
+def test_a_run_is_finished_only_with_its_files_whole(whole, tmp_path, name, way):
+    for file in whole.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    assert run_folder.finished(tmp_path)["tasks"]
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(
+        {"empty": b"", "half": content[: len(content) // 2]}.get(
+            way, bytes(len(content))
+        )
+    )
+    if way == "gone":
+        (tmp_path / name).unlink()
+    assert run_folder.finished(tmp_path) is None
+
+
+def test_time_saves_where_steps_do_not(data, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    write = run_folder.MetricsLog.write
+
+    def dying(self, *, step, **line):
+        write(self, step=step, **line)
+        if step > STEPS:
+            raise Killed
+
+    monkeypatch.setattr(run_folder.MetricsLog, "write", dying)
+    config = small.config(train__checkpoint_every=1000)
+    for seconds, saved in ((1e9, []), (0.0, [str(STEPS)])):
+        monkeypatch.setattr(trial, "_SAVE_SECONDS", seconds)
+        with pytest.raises(Killed):
+            train.run(config, data_path=data, workdir=tmp_path / "run")
+        places = (tmp_path / "run" / "checkpoints").iterdir()
+        assert [path.name for path in places] == saved
+
+
+def test_selection_by_loss_is_a_loss_and_the_last_line_is_the_last(
+    data, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "tqa_jax")
+    config = small.config(train__select_metric="loss", train__epochs=2)
+    results = train.run(config, data_path=data, workdir=tmp_path / "run")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    found = [
+        line
+        for line in map(json.loads, text.splitlines())
+        if line["split"] == "validation"
+    ]
+    for line in found:
+        losses = [line[f"loss/{task}"] for task in results["tasks"]]
+        assert line["selection"] == pytest.approx(np.mean(losses))
+    least = min(line["selection"] for line in found)
+    assert results["selected"]["value"] == pytest.approx(least) and least > 0
+    said = [line for line in caplog.messages if "epoch 2" in line]
+    assert said[0].startswith("epoch 2 of 2: validation loss ")
+    assert said[1] == "trained after epoch 2"
 
 
 def test_streamed_run_gives_the_same_numbers(data, whole, tmp_path):
@@ -222,7 +337,14 @@ def test_corrected_command_may_use_the_same_folder(data, tmp_path):
         ({"model__depth": 0}, "model.depth is 0; expected at least 1"),
         ({"model__dropout": 2.0}, "model.dropout is 2.0; expected 0 or more and less"),
         ({"optim__clip_norm": 0.0}, "optim.clip_norm is 0.0; expected more than 0"),
-        ({"optim__warmup_steps": 24}, "leaves nothing of the run's 24 steps"),
+        (
+            {"train__members": 3, "seed": 1431655765},
+            "seed is 1431655765; expected 0 to 1431655764",
+        ),
+        (
+            {"optim__end_learning_rate": 0.1},
+            "optim.end_learning_rate is 0.1; expected at most the peak, .* 0.01",
+        ),
     ],
 )
 def test_impossible_setting_is_one_clear_line(data, tmp_path, change, message):
@@ -267,6 +389,10 @@ def test_loss_that_stays_non_finite_stops_with_the_task_named(data, tmp_path):
     config = small.config(train__max_skipped=2, optim__learning_rate=1e30)
     with pytest.raises(trial.Stopped, match="was not finite for . steps in a row"):
         train.run(config, data_path=data, workdir=tmp_path / "run")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    last = json.loads(text.splitlines()[-1])
+    causes = [last[f"skipped/{task.name}"] for task in small.SCHEMA.tasks]
+    assert last["skipped"] >= 2 and max(causes) == 1
     assert saved_arrays(tmp_path / "run")["['state']['skipped']"] >= 2
 
 

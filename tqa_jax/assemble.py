@@ -139,7 +139,8 @@ def build(
         steps_per_epoch=steps_per_epoch,
         start_from=config.train.start_from,
     )
-    check_fit(config, facts)
+    for remark in check_fit(config, facts):
+        _logger.warning("%s", remark)
     check_shared(config, facts)
     return make(config, facts)
 
@@ -172,7 +173,7 @@ def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
     optimizer = optim.make(
         learning_rate=config.optim.learning_rate,
         schedule=config.optim.schedule,
-        warmup_steps=config.optim.warmup_steps,
+        warmup_steps=_warmup_steps(config, facts),
         total_steps=config.train.epochs * facts.steps_per_epoch,
         end_learning_rate=config.optim.end_learning_rate,
         stretch=config.optim.stretch,
@@ -317,8 +318,10 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
             raise schema.InputError(f"{key} is {value}; expected a finite number")
         if key.startswith("preprocess.pca.") and value < 1:
             raise schema.InputError(f"{key} is {value}; expected at least 1")
-    if not 0 <= config.seed < 2**32:
-        raise schema.InputError(f"seed is {config.seed}; expected 0 to 4294967295")
+    # The members of an ensemble take seeds from `members * seed` on, see `ensemble`.
+    most = 2**32 // max(config.train.members, 1) - 1
+    if not 0 <= config.seed <= most:
+        raise schema.InputError(f"seed is {config.seed}; expected 0 to {most}")
     for key, least in (
         ("data.max_frames", 1),
         ("optim.plateau_patience", 1),
@@ -333,6 +336,7 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
         ("evaluate.resamples", 0),
         ("evaluate.dropout_draws", 0),
         ("optim.warmup_steps", 0),
+        ("optim.end_learning_rate", 0),
         ("consistency.weight", 0),
         ("optim.weight_decay", 0),
     ):
@@ -346,33 +350,49 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
             raise schema.InputError(
                 f"optim.{name} is {config.optim[name]}; expected more than 0"
             )
+    peak, end = config.optim.learning_rate, config.optim.end_learning_rate
+    if end > peak and config.optim.schedule != "constant":
+        raise schema.InputError(
+            f"optim.end_learning_rate is {end}; expected at most the peak, "
+            f"optim.learning_rate {peak}"
+        )
 
 
-def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> None:
+def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> list[str]:
     """Checks every setting against the data, but for `check_shared`.
+
+    Returns:
+        What is done otherwise than the configuration says, a line each.
 
     Raises:
         InputError: for a setting that does not exist or does not fit the data.
     """
     _check_numbers(config)
-    total_steps = config.train.epochs * facts.steps_per_epoch
-    if config.optim.warmup_steps >= total_steps:
-        raise schema.InputError(
-            f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of the "
-            f"run's {total_steps} steps; lower it or raise train.epochs"
+    remarks = []
+    warmup = _warmup_steps(config, facts)
+    if warmup < config.optim.warmup_steps:
+        remarks.append(
+            f"warm-up of {warmup} steps, not {config.optim.warmup_steps} "
+            "(optim.warmup_steps): at most a tenth of the run's "
+            f"{config.train.epochs * facts.steps_per_epoch} steps"
         )
     names = facts.names
     columns = _consistency_columns(config, names)
     if config.consistency.weight and len(columns) < 2:
-        _logger.warning(
-            "no consistency: it compares two tasks, and of %s it may look at %d "
-            "(consistency.exclude)",
-            ", ".join(names),
-            len(columns),
+        remarks.append(
+            f"no consistency: it compares two tasks, and of {', '.join(names)} it may "
+            f"look at {len(columns)} (consistency.exclude)"
         )
     model = make_model(config, facts.widths, facts.tasks)
     start.check(facts.start, jax.eval_shape(model.init, jax.random.key(0)))
     make(config, facts)  # Factories check their own options.
+    return remarks
+
+
+def _warmup_steps(config: ml_collections.ConfigDict, facts: Facts) -> int:
+    """Steps of the warm-up, at most a tenth of the run's."""
+    total_steps = config.train.epochs * facts.steps_per_epoch
+    return min(config.optim.warmup_steps, total_steps // 10)
 
 
 def _consistency_columns(

@@ -165,12 +165,15 @@ def cache_folder() -> pathlib.Path:
 
 
 def log(level: int) -> None:
-    """Sends our own log lines from a level on, and others' warnings, to stderr."""
+    """Sends our own log lines from a level on, and others' warnings, to stderr.
+
+    They are written above progress bars.
+    """
     logging.basicConfig()  # Orbax has done so already, where it is imported.
     for handler in logging.root.handlers:
         if type(handler) is logging.StreamHandler:  # Not one of a test's.
-            handler.setStream(contrib.DummyTqdmFile(sys.stderr))  # Above the bars.
             handler.setFormatter(logging.Formatter("%(message)s"))
+            handler.setStream(contrib.DummyTqdmFile(sys.stderr))
     for name in ("tqa_jax", "extract", "experiments"):
         logging.getLogger(name).setLevel(level)
 

@@ -8,7 +8,6 @@ setting, and both are corrected for the number of settings that are (Holm 1979).
 
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from tqa_jax import grid, intervals, metrics, output, sweep_folder
+from tqa_jax import grid, intervals, metrics, output, run_folder, sweep_folder
 
 _LEAST_SEEDS = 3
 _LEAST_SOURCES = 3
@@ -76,13 +75,12 @@ class Outcome:
     predictions: Predictions | None
 
 
-def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path, index: int) -> Found:
+def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path) -> Found:
     """Writes the tables `sweep.csv` and `runs.csv` if all runs have ended.
 
     Args:
         runs: of the sweep.
         workdir: its folder.
-        index: number of this process.
     """
     folders = {run.name: workdir / "runs" / run.name for run in runs}
     statuses = {name: sweep_folder.status(one) for name, one in folders.items()}
@@ -96,8 +94,8 @@ def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path, index: int) -> Fou
         for run, outcome in zip(runs, outcomes, strict=True)
     ]
     table = compare(outcomes)
-    sweep_folder.write(workdir / "runs.csv", output.table_of(rows), index)
-    sweep_folder.write(workdir / "sweep.csv", output.table_of(table), index)
+    output.write(workdir / "runs.csv", output.table_of(rows))
+    output.write(workdir / "sweep.csv", output.table_of(table))
     return Found(table, failed, 0)
 
 
@@ -110,7 +108,7 @@ def _outcome(run: grid.Run, folder: pathlib.Path) -> Outcome:
     status = sweep_folder.status(folder)
     if status is None or status["reason"]:
         return Outcome(run.setting, run.config.seed, None, None)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = run_folder.read_json(folder / "results.json", "start the sweep again")
     predictions = read_predictions(folder / "predictions.csv")
     return Outcome(run.setting, run.config.seed, results, predictions)
 

@@ -32,7 +32,7 @@ def init(
 ) -> Callable[[jax.Array], train_step.State]:
     """Starts members with seeds `members * seed`, `members * seed + 1`, ...
 
-    So runs of different seeds share no member.
+    So runs of different seeds share no member; the last must be below 2^32.
     """
 
     def start(seed: jax.Array) -> train_step.State:

@@ -316,10 +316,7 @@ def _size(out: pathlib.Path, seconds: float, found: trained.Trained) -> str:
 
 def _reference(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     path = workdir / "reference.npz"
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return output.read_arrays(path) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tqa_jax import assemble, machine, memory, prepare, schema, train_step
+from tqa_jax import assemble, display, machine, memory, prepare, schema, train_step
 from tqa_jax import batch as batches
 
 _logger = logging.getLogger(__name__)
@@ -209,7 +209,8 @@ class Fleet:
         arguments = lane.numbers, lane.state, order, self._data
         if order.shape[:2] not in self._programs:
             started = time.monotonic()
-            program = self._segment.lower(*arguments).compile()
+            with display.stage("compiling the training steps"):
+                program = self._segment.lower(*arguments).compile()
             self.compile_seconds.append(time.monotonic() - started)
             self._check_memory(program, len(lane.runs) // len(self.devices))
             self._programs[order.shape[:2]] = program

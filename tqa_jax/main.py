@@ -27,6 +27,7 @@ with cli.imports():
     from tqa_jax import (
         assemble,
         config_files,
+        display,
         intervals,
         processes,
         schema,
@@ -126,13 +127,14 @@ def _options() -> str:
 def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int | None:
     if "base" in config:
         raise schema.InputError("this config is of a sweep: python -m tqa_jax.sweep")
+    given = {name: flag.value for name, flag in _PROCESSES._asdict().items()}
+    cli.log(logging.WARNING if any(given.values()) else logging.INFO)
     try:
-        processes.start(
-            **{name: flag.value for name, flag in _PROCESSES._asdict().items()}
-        )
-        group = processes.group()
-        if not group.writes:
-            cli.log(logging.WARNING)
+        with display.stage("starting"):
+            processes.start(**given)
+            group = processes.group()
+        if group.writes:
+            cli.log(logging.INFO)
         results = train.run(config, data_path=_data(config, group), workdir=workdir)
     except processes.Elsewhere:
         return 2
@@ -180,7 +182,8 @@ def find_data(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 def _demo() -> types.ModuleType:
     cli.need("cv2", "av", instead=", or give --config.data.path")
-    from extract import demo
+    with display.stage("loading the extractor"):
+        from extract import demo
 
     return demo
 

@@ -17,9 +17,20 @@ from tqa_jax import schema
 
 
 class CosineState(NamedTuple):
-    """State of `cosine`; `learning_rate` is that of the step that comes next."""
+    """State of `cosine`.
+
+    Attributes:
+        step: that comes next.
+        since: step of the last stall, or of the end of the warm-up. Progress is counted
+            from there: a float32 sum over a million steps would be off by thousands.
+        progress: at that step.
+        period: steps of a whole half cosine.
+        stalls: so far.
+        learning_rate: of the step that comes next.
+    """
 
     step: Int[Array, ""]
+    since: Int[Array, ""]
     progress: Float[Array, ""]
     period: Float[Array, ""]
     stalls: Int[Array, ""]
@@ -64,6 +75,7 @@ def cosine(
         del params
         return CosineState(
             step=jnp.zeros((), jnp.int32),
+            since=jnp.full((), warmup_steps, jnp.int32),
             progress=jnp.zeros((), jnp.float32),
             period=jnp.full((), start, jnp.float32),
             stalls=jnp.zeros((), jnp.int32),
@@ -79,18 +91,22 @@ def cosine(
         **extra: Any,
     ) -> tuple[Any, CosineState]:
         del params, extra
-        new = (stalls - state.stalls).astype(jnp.float32)
+        new = stalls - state.stalls
+        since = jnp.where(new > 0, jnp.maximum(state.step, state.since), state.since)
+        progress = _progress(since, state)
         # What is left of the way, 1 - progress, now takes (1 + stretch) times longer.
-        period = state.period * (1 + stretch) ** new
-        in_warmup = state.step < warmup_steps
-        progress = jnp.where(
-            in_warmup, 0.0, jnp.minimum(1.0, state.progress + 1 / period)
-        )
+        period = state.period * (1 + stretch) ** new.astype(jnp.float32)
         step = state.step + 1
-        found = CosineState(step, progress, period, stalls, rate_of(step, progress))
+        found = CosineState(step, since, progress, period, stalls, jnp.float32(0))
+        found = found._replace(learning_rate=rate_of(step, _progress(step, found)))
         return jax.tree.map(lambda u: -state.learning_rate * u, updates), found
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _progress(step: Int[Array, ""], state: CosineState) -> Float[Array, ""]:
+    taken = jnp.maximum(step - state.since, 0).astype(jnp.float32)
+    return jnp.minimum(1.0, state.progress + taken / state.period)
 
 
 def scale_heads(

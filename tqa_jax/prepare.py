@@ -128,7 +128,7 @@ def open_dataset(
     def fit() -> bytes:
         info = schema.load(path)
         names = _names(info, modalities, path)
-        if not fitted.exists():
+        if not is_fitted(fitted):
             _fit(path, info, names, pca=pca, winsorise=winsorise, fitted=fitted)
         found = list(preprocess.load(fitted))
         if found != list(names):
@@ -149,6 +149,15 @@ def open_dataset(
         )
     info = group.together(lambda: schema.load(path))
     return Dataset(path, info, tuple(transforms), transforms, max_frames, memory_bytes)
+
+
+def is_fitted(fitted: pathlib.Path) -> bool:
+    """Whether a file keeps a fit; says so where it is damaged."""
+    try:
+        return fitted.exists() and bool(preprocess.load(fitted))
+    except schema.InputError as error:
+        _logger.warning("%s; fitting again", error)
+        return False
 
 
 def _names(

@@ -10,6 +10,7 @@ scikit-learn's `PCA`.
 """
 
 import dataclasses
+import io
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -213,19 +214,20 @@ def save(path: pathlib.Path, transforms: Mapping[str, Transform]) -> None:
     output.write_arrays(path, **arrays)
 
 
-def load(path: pathlib.Path) -> dict[str, Transform]:
-    """Reads what `save` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        names = dict.fromkeys(key.split("/")[0] for key in arrays.files)
-        fields = [field.name for field in dataclasses.fields(Transform)]
-        return {
-            name: Transform(
-                **{
-                    field: float(arrays[f"{name}/{field}"])
-                    if field == "explained"
-                    else arrays[f"{name}/{field}"]
-                    for field in fields
-                }
-            )
-            for name in names
-        }
+def load(path: pathlib.Path | io.BytesIO) -> dict[str, Transform]:
+    """Reads what `save` wrote.
+
+    Raises:
+        InputError: when the file is damaged.
+    """
+    arrays = output.read_arrays(path)
+    names = dict.fromkeys(key.split("/")[0] for key in arrays)
+    fields = [field.name for field in dataclasses.fields(Transform)]
+    try:
+        found = [[arrays[f"{name}/{field}"] for field in fields] for name in names]
+    except KeyError as error:
+        raise schema.InputError(f"{path} is damaged: it has no {error}") from error
+    return {
+        name: Transform(*values[:-1], explained=float(values[-1]))
+        for name, values in zip(names, found, strict=True)
+    }

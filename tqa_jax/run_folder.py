@@ -6,9 +6,12 @@ difference.
 """
 
 import copy
+import csv
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -23,6 +26,7 @@ import numpy as np
 
 from tqa_jax import machine, output, schema
 
+_logger = logging.getLogger(__name__)
 _PACKAGES = ("tqa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -30,6 +34,51 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON atomically; refuses NaN and infinity."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     output.write(path, text + "\n")
+
+
+def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is damaged, for the error.
+
+    Raises:
+        InputError: when it is missing or holds none.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict):
+            return value
+        error: Any = f"holds {value!r:.40}"
+    except (OSError, ValueError) as caught:
+        error = caught
+    raise schema.InputError(f"{path} is damaged: {error}; {remedy}")
+
+
+def finished(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the results of a run, None if it has not ended.
+
+    A run has not if a file of its results is damaged: what it has learned is in its
+    checkpoint, and the files are made again.
+    """
+    if not (folder / "results.json").exists():
+        return None
+    try:
+        results = read_json(folder / "results.json", "")
+        read_json(folder / "audit.json", "")
+        for name in ("preprocess.npz", "representation.npz", "reference.npz"):
+            output.read_arrays(folder / name)
+        path = folder / "predictions.csv"
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            rows = list(csv.reader(file))
+        clips = results["clips"]["validation"] + results["clips"]["test"]
+        if len(rows) != 1 + clips or len({len(row) for row in rows}) > 1:
+            raise schema.InputError(f"{path} is damaged: it is not of {clips} clips")
+        return results
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        _logger.warning("%s; evaluating the run again", str(error).rstrip("; "))
+        return None
 
 
 def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, Any]:
@@ -78,8 +127,10 @@ def claim(
     file = folder / "config.json"
     if not file.exists():
         # A claim that was killed leaves its own files only.
-        own = {"environment.json", "environment.json.part", "config.json.part"}
-        if folder.exists() and any(f.name not in own for f in folder.iterdir()):
+        own = ("environment.json", "config.json")
+        if folder.exists() and not all(
+            f.name.startswith(own) for f in folder.iterdir()
+        ):
             raise schema.InputError(
                 f"{folder} is not empty and holds no run; choose another --workdir"
             )
@@ -87,12 +138,13 @@ def claim(
         write_json(folder / "environment.json", environment())
         write_json(file, mine)
         return True
+    remedy = "restore it, or choose another --workdir"
+    theirs = read_json(file, remedy)
     try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
         found = difference(theirs, mine)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise schema.InputError(
-            f"{file} is not the configuration of a run; choose another --workdir"
+            f"{file} is not the configuration of a run; {remedy}"
         ) from error
     if found:
         raise schema.InputError(
@@ -174,19 +226,26 @@ class MetricsLog:
     """Appends to `metrics.jsonl`, and to TensorBoard files when asked to.
 
     Fields of a line: `step`, `epoch` and `split` always. Of `train`: `loss/total`,
-    `loss/consistency`, `loss/<task>`, `weight/<task>`, `coefficient/<task>` (of
-    gradient surgery, 1 without), `grad_norm/total`,
-    `grad_norm/<task>` (of the unweighted loss at the last shared layer),
-    `labels/<task>` (in the batch), `lr`, `lr/<task>` (of the head), `loss_scale`,
-    `skipped` (steps in a row). Of `validation`: `loss/<task>`, `srcc/<task>`,
-    `plcc/<task>`, `ccc/<task>`, `selection`, `best`, `correlation` (matrices of
-    predictions and labels), `clips_per_second`, `memory/temp_bytes` (of the compiled
-    program), `memory/peak_bytes` (of the device, null where it does not say).
-    A value that is undefined or not finite is null.
+    `loss/consistency`, `loss/<task>`, `weight/<task>`, `log_variance/<task>` (of
+    weightings that learn it), `coefficient/<task>` (of gradient surgery, 1 without),
+    `grad_norm/total`, `grad_norm/<task>` (of the unweighted loss at the last shared
+    layer), `labels/<task>` (in the batch), `lr`, `lr/<task>` (of the head),
+    `loss_scale`, `skipped` (steps in a row), `skipped/<task>` (1 where the step was
+    skipped and this task's loss or gradient was not finite). Of `validation`:
+    `loss/<task>`, `srcc/<task>`, `plcc/<task>`, `ccc/<task>`, `selection` (the metric
+    that chooses the epoch), `best`, `correlation` (matrices of predictions and labels),
+    `clips_per_second`, `memory/temp_bytes` (of the compiled program),
+    `memory/peak_bytes` (of the device, null where it does not say). A value that is
+    undefined or not finite is null.
     """
 
     def __init__(
-        self, folder: pathlib.Path, *, from_step: int, tensorboard: bool
+        self,
+        folder: pathlib.Path,
+        *,
+        from_step: int,
+        tensorboard: bool,
+        tasks: Sequence[str] = (),
     ) -> None:
         """Opens the log and drops what a lost process wrote after a step.
 
@@ -194,17 +253,24 @@ class MetricsLog:
             folder: of the run.
             from_step: step that the run continues from; later lines are dropped.
             tensorboard: also write TensorBoard event files, under `tensorboard/`.
+            tasks: names of the rows of correlation matrices, for TensorBoard.
         """
         self._board = _board(folder, from_step) if tensorboard else None
+        self._tasks = tasks
         path = folder / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                # A killed process may leave half a line, always after `from_step`.
-                if line.endswith("\n") and json.loads(line)["step"] <= from_step:
-                    kept.append(line)
-        output.write(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        steps = [_step_of(line) for line in lines]
+        # A killed process may leave half a line at the end.
+        if None in steps[:-1]:
+            count = steps[:-1].count(None)
+            _logger.warning("%s: %d damaged lines left out", path, count)
+        earlier = [
+            line
+            for line, step in zip(lines, steps, strict=True)
+            if step is not None and step <= from_step
+        ]
+        output.write(path, b"".join(earlier))
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, *, step: int, epoch: int, split: str, **values: Any) -> None:
         """Appends one line."""
@@ -212,9 +278,18 @@ class MetricsLog:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
+            for kind, matrix in line.pop("correlation", {}).items():
+                for (i, one), (j, other) in itertools.combinations(
+                    enumerate(self._tasks), 2
+                ):
+                    line[f"correlation/{kind}/{one}/{other}"] = matrix[i][j]
             for name, value in line.items():
-                if isinstance(value, float):
+                if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        output.sync(self._path)
 
     def close(self) -> None:
         """Closes all files."""
@@ -244,8 +319,12 @@ def step_line(
         "loss_scale": float(metrics["loss_scale"]),
         "skipped": float(metrics["skipped"]),
     }
+    causes = not_finite(metrics)
     for k, task in enumerate(tasks):
+        if "log_variance" in metrics:
+            line[f"log_variance/{task}"] = float(metrics["log_variance"][k])
         line |= {
+            f"skipped/{task}": float(metrics["skipped"] > 0 and causes[k]),
             f"loss/{task}": float(metrics["loss"][k]),
             f"weight/{task}": float(metrics["weight"][k]),
             f"coefficient/{task}": float(metrics["coefficient"][k]),
@@ -254,6 +333,19 @@ def step_line(
             f"lr/{task}": float(metrics["lr"] * factors[k]),
         }
     return line
+
+
+def not_finite(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Tasks whose loss or gradient in a step, of which these are metrics, is not."""
+    return ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["task_grad_norm"]))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of the log; None if it is damaged."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _board(folder: pathlib.Path, from_step: int) -> Any:

@@ -7,14 +7,13 @@ modalities must have been measured by the same backends.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from tqa_jax import checkpoint, cli, output, schema
+from tqa_jax import checkpoint, cli, output, prepare, preprocess, run_folder, schema
 
 
 def params(folder: str) -> Any:
@@ -28,7 +27,7 @@ def params(folder: str) -> Any:
     """
     if not folder:
         return None
-    run = read(folder)
+    run, results = read(folder)
     members = run["config"]["train"].get("members", 1)
     if members != 1:
         raise schema.InputError(
@@ -37,7 +36,7 @@ def params(folder: str) -> Any:
         )
     place = cli.path(folder) / "checkpoints"
     with contextlib.closing(checkpoint.Checkpoints(place)) as found:
-        return found.best()
+        return found.best(results["selected"]["epoch"])
 
 
 def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> None:
@@ -51,9 +50,10 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
     Raises:
         InputError: when the run's features were measured otherwise.
     """
-    if not folder or fitted.exists():
+    if not folder or prepare.is_fitted(fitted):
         return
-    before = schema.Schema.from_json(read(folder)["data"]["schema"])
+    run, _ = read(folder)
+    before = schema.Schema.from_json(run["data"]["schema"])
     known = {one.name: one for one in info.schema.modalities}
     for one in before.modalities:
         if one.name in known and known[one.name] != one:
@@ -65,8 +65,8 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
                 "the same way"
             )
     file = cli.path(folder) / "preprocess.npz"
-    with output.atomic(fitted) as part:
-        part.write_bytes(file.read_bytes())
+    preprocess.load(file)
+    output.write(fitted, file.read_bytes())
 
 
 def check(given: Any, fresh: Any) -> None:
@@ -98,8 +98,8 @@ def check(given: Any, fresh: Any) -> None:
             )
 
 
-def read(folder: str) -> dict[str, Any]:
-    """Reads the `config.json` of a finished run.
+def read(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the configuration and the results of a finished run.
 
     Raises:
         InputError: when there is none.
@@ -110,4 +110,7 @@ def read(folder: str) -> dict[str, Any]:
             f"train.start_from: {folder} holds no finished run; expected the --workdir "
             "of one"
         )
-    return json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return tuple(
+        run_folder.read_json(run / name, "name another run in train.start_from")
+        for name in ("config.json", "results.json")
+    )

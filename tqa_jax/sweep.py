@@ -20,10 +20,11 @@ import hashlib
 import json
 import logging
 import pathlib
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqa_jax import cli
@@ -36,6 +37,7 @@ with cli.imports():
     from tqa_jax import (
         assemble,
         comparison,
+        display,
         fleet,
         grid,
         hyperparameters,
@@ -49,7 +51,6 @@ with cli.imports():
         schema,
         start,
         sweep_folder,
-        sweep_progress,
         train,
         trial,
     )
@@ -103,6 +104,7 @@ def run(
     Raises:
         InputError: for settings, data or a workdir that do not fit.
         trial.Stopped: on SIGTERM; all states are saved.
+        KeyboardInterrupt: on Ctrl-C; all states are saved.
     """
     runs = grid.plan(sweep)
     sources = _sources(runs)
@@ -112,11 +114,12 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         opened: dict[str, _Data] = {}
         if sweep_folder.check(workdir, mine):
-            opened = _check(runs, sources, pathlib.Path(scratch))
-        sweep_folder.claim(workdir, mine, share[0])
+            with display.stage("checking the runs against their data"):
+                opened = _check(runs, sources, pathlib.Path(scratch))
+        sweep_folder.claim(workdir, mine)
         with output.lock(workdir / f".lock-{share[0]}"):
             _train(_groups(runs, sources, opened, workdir, share), sweep.at_once)
-            return comparison.conclude(runs, workdir, share[0])
+            return comparison.conclude(runs, workdir)
 
 
 class _Source(NamedTuple):
@@ -193,6 +196,7 @@ def _check(
         The data sets by `_data_key`.
     """
     opened: dict[str, _Data] = {}
+    remarks: dict[str, None] = {}
     for members, _ in grid.groups(runs):
         config, source = members[0].config, sources[members[0].name]
         key = _data_key(config, source)
@@ -203,7 +207,9 @@ def _check(
             assemble.check_shared(config, facts)
         for one in members:
             with _about(one):
-                assemble.check_fit(one.config, facts)
+                remarks |= dict.fromkeys(assemble.check_fit(one.config, facts))
+    for remark in remarks:
+        _logger.warning("%s", remark)
     return opened
 
 
@@ -232,7 +238,7 @@ def _groups(
         if opened[key].folder != folder:
             folder.mkdir(parents=True, exist_ok=True)
             for name in _FILES:
-                sweep_folder.copy(opened[key].folder / name, folder / name)
+                output.write(folder / name, (opened[key].folder / name).read_bytes())
             opened[key] = opened[key]._replace(folder=folder)
         found.append(
             _Group(
@@ -288,23 +294,32 @@ def _facts(data: _Data, config: ml_collections.ConfigDict) -> assemble.Facts:
 
 def _train(groups: Sequence[_Group], at_once: int) -> None:
     """Trains the groups one after another."""
-    totals = [
+    total = sum(
         one.facts.steps_per_epoch * run.config.train.epochs
         for one in groups
         for run in one.runs
-    ]
-    with train.sigterm() as asked_to_stop, sweep_progress.Progress(totals) as progress:
+    )
+    with (
+        train.asked_to_stop() as signals,
+        contextlib.closing(display.Progress(total)) as progress,
+    ):
         for number, group in enumerate(groups):
-            progress.group = f"group {number + 1} of {len(groups)}"
-            if not _train_group(group, at_once, progress, asked_to_stop):
-                raise trial.Stopped("stopped by SIGTERM; the same command continues")
+            title = f"group {number + 1} of {len(groups)}"
+            if signals or not _train_group(group, at_once, title, progress, signals):
+                _logger.info("all states are saved")
+                if signal.SIGINT in signals:
+                    raise KeyboardInterrupt
+                raise trial.Stopped(
+                    f"stopped by {signals[0].name}; the same command continues"
+                )
 
 
 def _train_group(
     group: _Group,
     at_once: int,
-    progress: sweep_progress.Progress,
-    asked_to_stop: Callable[[], bool],
+    title: str,
+    progress: display.Progress,
+    signals: Sequence[signal.Signals],
 ) -> bool:
     """Trains and evaluates the runs of a group; False when asked to stop."""
     config, data, facts = group.runs[0].config, group.data, group.facts
@@ -330,13 +345,14 @@ def _train_group(
     seconds = dict.fromkeys(range(len(group.runs)), 0.0)
     with contextlib.ExitStack() as stack:
         trials = {}
+        ended: list[int] = []
         files = [stack.enter_context(contextlib.ExitStack()) for _ in group.runs]
         for i, (run, folder) in enumerate(zip(group.runs, group.folders, strict=True)):
             with _about(run):
                 run_folder.claim(folder, run.config.to_dict(), data.path)
                 files[i].enter_context(output.lock(folder / ".lock"))
             for name in _FILES:
-                sweep_folder.copy(data.folder / name, folder / name)
+                output.write(folder / name, (data.folder / name).read_bytes())
             trials[i] = trial.Trial(
                 run.config, data.data, data.train, data.validation, folder, one_device
             )
@@ -345,9 +361,10 @@ def _train_group(
         def end(i: int, reason: str | None) -> None:
             started = time.monotonic()
             if reason is None:
-                mine = {name: values[i] for name, values in group.numbers.items()}
+                mine = {key: values[i] for key, values in group.numbers.items()}
                 try:
-                    trials[i].finish(parts._replace(more=(mine,)))
+                    with display.stage(f"evaluating {group.runs[i].name}", after=5):
+                        trials[i].finish(parts._replace(more=(mine,)))
                 except trial.Stopped as error:
                     reason = str(error)
             spent = seconds[i] + time.monotonic() - started
@@ -365,7 +382,9 @@ def _train_group(
             left = [trials[i].total_steps - trials[i].step for i in found.ended]
             # Steps of an earlier start, or of a run that ends early, are not taken now.
             progress.skip(found.before + sum(left))
-            progress.update(found.steps, len(found.ended), found.said)
+            ended.extend(found.ended)
+            count = f"{len(ended)} of {len(group.runs)} runs ended"
+            progress.update(found.steps, f"{title}, {count}; {found.said}")
 
         return lockstep.train(
             trials,
@@ -373,7 +392,7 @@ def _train_group(
             clips=data.validation.clips,
             at_once=at_once,
             report=report,
-            stop=asked_to_stop,
+            stop=lambda: bool(signals),
         )
 
 

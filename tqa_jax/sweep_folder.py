@@ -5,15 +5,16 @@ one of them may write is the same in all, and is moved into place when it is who
 """
 
 import json
-import os
+import logging
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from tqa_jax import hyperparameters, schema
+from tqa_jax import hyperparameters, run_folder, schema
+
+_logger = logging.getLogger(__name__)
 
 # May change: a data set may move, its checksum is compared; and how many runs go side
 # by side changes no result.
@@ -51,13 +52,8 @@ def check(workdir: pathlib.Path, mine: Mapping[str, Any]) -> bool:
                 f"{workdir} is not empty and holds no sweep; choose another --workdir"
             )
         return True
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        before, now = (dict(hyperparameters.flatten(one)) for one in (theirs, mine))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise schema.InputError(
-            f"{file} is damaged; choose another --workdir"
-        ) from error
+    theirs = run_folder.read_json(file, "restore it, or choose another --workdir")
+    before, now = (dict(hyperparameters.flatten(one)) for one in (theirs, mine))
     for key in {**before, **now}:
         if before.get(key) != now.get(key) and key not in _FREE:
             what = "a data set whose sha256 " if key.startswith("data.") else ""
@@ -68,20 +64,19 @@ def check(workdir: pathlib.Path, mine: Mapping[str, Any]) -> bool:
     return False
 
 
-def claim(workdir: pathlib.Path, mine: Mapping[str, Any], index: int) -> None:
+def claim(workdir: pathlib.Path, mine: Mapping[str, Any]) -> None:
     """Makes the folder, unless it is there.
 
     Args:
         workdir: the folder.
         mine: see `describe`.
-        index: number of this process; another may be making the folder, too.
 
     Raises:
         InputError: when it holds something else.
     """
     if check(workdir, mine):
         workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / "sweep.json", json.dumps(mine, indent=1) + "\n", index)
+        run_folder.write_json(workdir / "sweep.json", mine)
 
 
 def status(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -92,22 +87,10 @@ def status(folder: pathlib.Path) -> dict[str, Any] | None:
         the process that ended it.
     """
     file = folder / "status.json"
+    ended: dict[str, Any] = {"reason": None, "seconds_of_last_start": None}
     if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
-    if (folder / "results.json").exists():
-        return {"reason": None, "seconds_of_last_start": None}
-    return None
-
-
-def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a file, whole or not at all."""
-    part = target.with_name(target.name + ".part")
-    shutil.copyfile(source, part)
-    os.replace(part, target)
-
-
-def write(path: pathlib.Path, text: str, index: int) -> None:
-    """Writes a file that other processes may be writing, too, with equal content."""
-    part = path.with_name(f"{path.name}.{index}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+        try:
+            ended |= run_folder.read_json(file, "")
+        except schema.InputError as error:
+            _logger.warning("%s; looking at the run itself", str(error).rstrip("; "))
+    return ended if ended["reason"] or run_folder.finished(folder) else None

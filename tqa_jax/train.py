@@ -8,21 +8,21 @@ validates, logs and saves, and a resumed run goes through the same segments.
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-import tqdm
 
 from tqa_jax import (
     assemble,
     audit,
+    display,
     evaluate,
     memory,
     output,
@@ -60,6 +60,7 @@ def run(
         InputError: for settings, data or a workdir that do not fit.
         trial.Stopped: on SIGTERM, or when the loss stays non-finite; the state is
             saved.
+        KeyboardInterrupt: on Ctrl-C; the state is saved.
     """
     group = processes.group()
     _check_same(config, data_path, group)
@@ -89,7 +90,8 @@ def run(
             raise
         stack.enter_context(contextlib.closing(trainer))
         trainer.train()
-        return trainer.finish()
+        with display.stage("evaluating the best epoch on the test split"):
+            return trainer.finish()
 
 
 def _check_same(
@@ -120,9 +122,7 @@ def _claim(
 ) -> bytes:
     """Takes the folder; returns whether it is new, and its results, as JSON."""
     new = run_folder.claim(workdir, config.to_dict(), data_path)
-    file = workdir / "results.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    return json.dumps([new, results]).encode()
+    return json.dumps([new, run_folder.finished(workdir)]).encode()
 
 
 def check_data(data_path: pathlib.Path, workdir: pathlib.Path) -> bytes:
@@ -158,21 +158,23 @@ def _open(
         start.take_over(config.train.start_from, schema.load(data_path), fitted)
         return found
 
-    group.from_writer(check)
-    data = prepare.open_dataset(
-        data_path,
-        modalities=config.model.modalities,
-        pca=config.preprocess.pca,
-        winsorise=config.preprocess.winsorise,
-        max_frames=config.data.max_frames,
-        memory_bytes=config.data.memory_gb * 2**30,
-        fitted=workdir / "preprocess.npz",
-        group=group,
-    )
-    train, validation = group.together(
-        lambda: (data.split("train"), data.split("validation"))
-    )
-    return _Trainer(config, data, train, validation, workdir, group)
+    with display.stage(f"reading and preparing {data_path}"):
+        group.from_writer(check)
+        data = prepare.open_dataset(
+            data_path,
+            modalities=config.model.modalities,
+            pca=config.preprocess.pca,
+            winsorise=config.preprocess.winsorise,
+            max_frames=config.data.max_frames,
+            memory_bytes=config.data.memory_gb * 2**30,
+            fitted=workdir / "preprocess.npz",
+            group=group,
+        )
+        train, validation = group.together(
+            lambda: (data.split("train"), data.split("validation"))
+        )
+    with display.stage("compiling the model"):
+        return _Trainer(config, data, train, validation, workdir, group)
 
 
 class _Trainer:
@@ -215,12 +217,6 @@ class _Trainer:
     ) -> None:
         """Opens the files of the run and compiles its first program."""
         self._trial.start(self._parts.init(config.seed))
-        self._bar = tqdm.tqdm(
-            total=config.train.epochs * self._trial.steps_per_epoch,
-            initial=self._trial.step,
-            unit="step",
-            disable=not sys.stderr.isatty() or not group.writes,
-        )
         _logger.info(
             "%d parameters, %d training windows of %d clips, %d steps an epoch, "
             "best by validation %s",
@@ -246,18 +242,26 @@ class _Trainer:
     def train(self) -> None:
         """Trains until the last epoch or an early stop."""
         one, group = self._trial, self._devices.group
-        with sigterm() as asked_to_stop, self._bar:
+        progress = display.Progress(one.total_steps, one.step, shown=group.writes)
+        with asked_to_stop() as signals, contextlib.closing(progress):
             while not one.done:
                 rows = one.next_rows()
-                whole = one.took(*self._runner.run(one.state, rows))
-                self._bar.update(len(rows))
+                with display.stage(f"training from step {one.step}", after=20):
+                    whole = one.took(*self._runner.run(one.state, rows))
                 if whole:
-                    one.validated(self._validate(), self._runner.temp_bytes)
-                    self._say()
-                if group.any(asked_to_stop()):
+                    with display.stage("validating", after=5):
+                        one.validated(self._validate(), self._runner.temp_bytes)
+                progress.update(len(rows), one.said)
+                if whole:
+                    self._say(beside_bar=not progress.bar.disable)
+                if group.any(bool(signals)):
                     one.save()
+                    _logger.info("saved after step %d", one.step)
+                    if group.any(signal.SIGINT in signals):
+                        raise KeyboardInterrupt
+                    name = signals[0].name if signals else "SIGTERM"
                     raise trial.Stopped(
-                        f"stopped by SIGTERM after step {one.step}; the same command "
+                        f"stopped by {name} after step {one.step}; the same command "
                         "continues"
                     )
                 one.save_if_due()
@@ -273,15 +277,14 @@ class _Trainer:
             self._validation.clips,
         ).mean(axis=0)
 
-    def _say(self) -> None:
-        self._bar.set_postfix_str(self._trial.said)
-        if self._bar.disable:
-            _logger.info(
-                "epoch %d of %d: %s",
-                int(self._trial.state.progress.epoch),
-                self._trial.config.train.epochs,
-                self._trial.said,
-            )
+    def _say(self, *, beside_bar: bool) -> None:
+        epoch = int(self._trial.state.progress.epoch)
+        epochs = self._trial.config.train.epochs
+        if not beside_bar:
+            _logger.info("epoch %d of %d: %s", epoch, epochs, self._trial.said)
+        if self._trial.done:
+            how = "stopped early" if epoch < epochs else "trained"
+            _logger.info("%s after epoch %d", how, epoch)
 
     def finish(self) -> dict[str, Any]:
         """Evaluates the best parameters on the test split, once."""
@@ -293,11 +296,31 @@ class _Trainer:
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Notes SIGTERM instead of dying, so that the state can be saved."""
-    asked = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+def asked_to_stop() -> Iterator[list[signal.Signals]]:
+    """Notes Ctrl-C and SIGTERM instead of dying, so that the state can be saved.
+
+    A second Ctrl-C ends the process at once. What is ignored stays so (`nohup`).
+    """
+    signals: list[signal.Signals] = []
+
+    def note(number: int, frame: Any) -> None:
+        signals.append(signal.Signals(number))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            # Not by a log line: this may be in the middle of another.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nsaving after these steps; Ctrl-C quits at once\n")
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # The last is a terminal that was closed.
+    before = {
+        number: signal.getsignal(number)
+        for number in (getattr(signal, name, signal.SIGTERM) for name in names)
+    }
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, note)
     try:
-        yield lambda: bool(asked)
+        yield signals
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

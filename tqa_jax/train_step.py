@@ -204,7 +204,7 @@ def make(
         `consistency`, `lr`, `grad_norm`, `skipped`, `loss_scale` scalars; `loss`,
         `weight`, `coefficient`, `task_grad_norm`, `labels` (K,). A step with a loss,
         gradient or weight that is not finite changes nothing but the counters and the
-        loss scale.
+        loss scale. A weighting that learns log-variances adds `log_variance` (K,).
     """
     path = tuple(shared) or model.last_shared
     columns = jnp.array(objective.consistency_tasks, jnp.int32)
@@ -301,6 +301,8 @@ def make(
             "task_grad_norm": task_norms,
             "labels": batch.label_mask.sum(axis=0).astype(jnp.float32),
         }
+        if isinstance(state.weighting, weighting.Learned):
+            metrics["log_variance"] = state.weighting.values
         state = state.replace(
             step=state.step + 1,
             params=params,

@@ -6,7 +6,6 @@ needed.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from tqa_jax import assemble, checkpoint, models, preprocess, schema
+from tqa_jax import assemble, checkpoint, models, preprocess, run_folder, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ def load(workdir: str | pathlib.Path) -> Trained:
     )
     widths = {name: transform.width for name, transform in transforms.items()}
     with contextlib.closing(checkpoint.Checkpoints(workdir / "checkpoints")) as found:
-        params = found.best()
+        params = found.best(results["selected"]["epoch"])
     members = [params]
     if config.train.members > 1:
         members = [
@@ -76,10 +75,7 @@ def load(workdir: str | pathlib.Path) -> Trained:
 
 
 def _read(workdir: pathlib.Path, name: str, remedy: str) -> dict[str, Any]:
-    try:
-        return json.loads((workdir / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not (workdir / name).exists():
         what = "no run" if name == "config.json" else "a run that is not finished"
-        raise schema.InputError(f"{workdir} holds {what}; {remedy}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise schema.InputError(f"{workdir / name} is damaged: {error}") from error
+        raise schema.InputError(f"{workdir} holds {what}; {remedy}")
+    return run_folder.read_json(workdir / name, remedy)

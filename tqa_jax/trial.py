@@ -36,6 +36,7 @@ from tqa_jax import (
 
 _logger = logging.getLogger(__name__)
 _EXPLODING = 20.0  # times the median gradient norm
+_SAVE_SECONDS = 120.0  # Saves at least this often, if a segment ends.
 
 
 class Stopped(cli.Stopped):
@@ -123,21 +124,21 @@ class Trial:
         self.state = saved.state if fetch is None else _counters(saved.state)
         self._best = None if fetch else jax.tree.map(jnp.array, saved.best)
         self._best_epoch = int(saved.best_epoch)
-        self._saved_step = self.step
+        self._saved_step, self._saved_at = self.step, time.monotonic()
         self._began, self._clips = time.monotonic(), 0
         return saved.state, saved.best
 
     def _open(self, first: checkpoint.Saved) -> checkpoint.Saved:
         """Opens the files of the run; returns what it starts from."""
         self._checkpoints = checkpoint.Checkpoints(self.workdir / "checkpoints")
-        saved = first
-        if self._checkpoints.latest_step() is not None:
-            saved = self._checkpoints.restore(first)
+        saved = self._checkpoints.restore(first) or first
+        if saved is not first:
             _logger.info("continuing from step %d", saved.state.step)
         self._log = run_folder.MetricsLog(
             self.workdir,
             from_step=int(saved.state.step),
             tensorboard=self.config.log.tensorboard,
+            tasks=self._data.info.schema.task_names,
         )
         return saved
 
@@ -201,18 +202,18 @@ class Trial:
         if row < self.config.train.max_skipped:
             return
         self.save()
-        names = [
-            task.name
-            for k, task in enumerate(self._tasks)
-            if not np.isfinite(metrics["loss"][-1, k])
-            or not np.isfinite(metrics["task_grad_norm"][-1, k])
-        ]
-        what = f"task {', '.join(names)}" if names else "the gradient of the trunk"
+        what = self._not_finite({key: rows[-1] for key, rows in metrics.items()})
         raise Stopped(
             f"step {self.step}: {what} was not finite for {row} steps in a "
             "row; look at the audit, lower optim.learning_rate or use "
             "model.dtype=float32"
         )
+
+    def _not_finite(self, metrics: dict[str, np.ndarray]) -> str:
+        """What was not finite in a step that was skipped."""
+        causes = run_folder.not_finite(metrics)
+        names = [t.name for t, cause in zip(self._tasks, causes, strict=True) if cause]
+        return f"task {', '.join(names)}" if names else "the gradient of the trunk"
 
     def _log_steps(self, epoch: int, metrics: dict[str, np.ndarray]) -> None:
         first = self.step - len(metrics["total"]) + 1
@@ -224,9 +225,11 @@ class Trial:
             one = {name: values[number] for name, values in metrics.items()}
             step = first + number
             if one["skipped"]:
-                _logger.warning("step %d skipped: not finite", step)
+                cause = self._not_finite(one)
+                _logger.warning("step %d skipped: %s was not finite", step, cause)
             self._watch(step, float(one["grad_norm"]))
-            if self._log and step % self.config.train.log_every == 0:
+            due = one["skipped"] or step % self.config.train.log_every == 0
+            if self._log and due:
                 line = run_folder.step_line(one, names, factors)
                 self._log.write(step=step, epoch=epoch + 1, split="train", **line)
 
@@ -270,8 +273,8 @@ class Trial:
         if best and self._fetch is None:
             # A copy: the next segment reuses the memory of the parameters.
             self._best = jax.tree.map(jnp.copy, self.state.params)
-        sign = -1 if self.metric == "loss" else 1  # selection: larger is better
-        value = "undefined" if values[0] is None else f"{sign * values[0]:.3f}"
+        selected = self._as_measured(values[0])
+        value = "undefined" if selected is None else f"{selected:.3f}"
         self.said = (
             f"validation {self.metric} {value}{' (best)' if best else ''}, "
             f"{clips_per_second:.0f} clips/s"
@@ -288,7 +291,7 @@ class Trial:
                 epoch=epoch + 1,
                 split="validation",
                 **line,
-                selection=values[0],
+                selection=selected,
                 best=best,
                 correlation={
                     "predictions": prepare.label_statistics(scores)[1].tolist(),
@@ -300,17 +303,19 @@ class Trial:
                     "memory/peak_bytes": stats.get("peak_bytes_in_use"),
                 },
             )
-        if self.done:
-            _logger.info(
-                "%s after epoch %d",
-                "stopped early" if epoch + 1 < self.config.train.epochs else "trained",
-                epoch + 1,
-            )
         self._began, self._clips = time.monotonic(), 0
 
+    def _as_measured(self, selection: float | None) -> float | None:
+        """The metric that selects, of which a selection is the larger the better."""
+        if selection is None or self.metric != "loss":
+            return selection
+        return -selection
+
     def save_if_due(self) -> None:
-        """Saves when `train.checkpoint_every` steps have passed."""
-        if self.step - self._saved_step >= self.config.train.checkpoint_every:
+        """Saves when `train.checkpoint_every` steps or two minutes have passed."""
+        steps = self.step - self._saved_step
+        seconds = time.monotonic() - self._saved_at
+        if steps >= self.config.train.checkpoint_every or seconds >= _SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -320,8 +325,9 @@ class Trial:
                 saved = checkpoint.Saved(
                     *self._arrays(), best_epoch=jnp.int32(self._best_epoch)
                 )
+                self._log.sync()
                 self._checkpoints.save(self.step, saved)
-            self._saved_step = self.step
+            self._saved_step, self._saved_at = self.step, time.monotonic()
 
     def _arrays(self) -> tuple[train_step.State, Any]:
         """The state and the best parameters."""
@@ -343,6 +349,8 @@ class Trial:
             Stopped: when no epoch is the best.
         """
         self.save()
+        if self._checkpoints:
+            self._checkpoints.wait()  # Whoever is killed from here loses nothing.
         if not self._best_epoch:
             raise Stopped(
                 "no validation gave a finite value, so no epoch is the best; see "
@@ -362,10 +370,8 @@ class Trial:
             results["selected"] = {
                 "epoch": self._best_epoch,
                 "metric": self.metric,
-                "value": float(self.state.progress.best[0]),
+                "value": self._as_measured(float(self.state.progress.best[0])),
             }
-            # With results the run counts as finished: its checkpoint must be whole.
-            self._checkpoints.wait()
             run_folder.write_json(self.workdir / "results.json", results)
         return json.loads(self._group.from_writer(lambda: json.dumps(results).encode()))
 

@@ -192,8 +192,13 @@ def traced(cases: Mapping[str, Case]) -> tuple[str, ...]:
 
 
 def _validation(runs: Sequence[Trained]) -> float:
-    values = [run.outcome.results["selected"]["value"] for run in runs]
-    return -math.inf if None in values else float(np.mean(values))
+    found = [run.outcome.results["selected"] for run in runs]
+    if any(one["value"] is None for one in found):
+        return -math.inf
+    signs = [-1 if one["metric"] == "loss" else 1 for one in found]
+    return float(
+        np.mean([s * one["value"] for s, one in zip(signs, found, strict=True)])
+    )
 
 
 def draw(ranges: Mapping[str, Range], number: int, *, seed: int) -> dict[str, float]:

@@ -88,7 +88,10 @@ def make(
 
 
 class Learned(NamedTuple):
-    """State of one learned number per task."""
+    """State of one learned number per task.
+
+    A weighting whose whole state this is learns log-variances, which the log shows.
+    """
 
     values: Float[Array, " K"]
     optimizer: optax.OptState
