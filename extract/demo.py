@@ -104,7 +104,7 @@ def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> No
 
 def described() -> schema.Schema:
     """Modalities and tasks of the demo set."""
-    return schema.Schema(extractor.modalities(extractor.Options()), schema.TASKS)
+    return schema.Schema(backends.describe(backends.options()), schema.TASKS)
 
 
 def build(

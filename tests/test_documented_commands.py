@@ -91,7 +91,7 @@ def test_the_text_has_the_commands_that_a_person_finds_in_it():
     found = [one for one in TRAINING if "configs/gradnorm.py" in one]
     assert any(one.endswith(" --config.train.epochs=5") for one in found)
     assert any(one.endswith(" --config.base.train.epochs=3") for one in TRAINING)
-    assert "tqa_jax.report --workdir=/tmp/tqa" in ALL
+    assert "tqa_jax.report --workdir=runs/gradnorm" in ALL
 
 
 @pytest.mark.parametrize("command", TRAINING)

@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from extract import backends
+    with cli.imports():
+        from extract import backends
 
+        of_backends = backends.command_options(choices=False)
     parser = cli.parser(
         prog="python -m tqa_jax.score",
         description=(
@@ -83,7 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="also write a page with a timeline over thumbnails of each clip",
     )
     names = []
-    for option in backends.command_options(choices=False):
+    for option in of_backends:
         parser.add_argument(f"--{option.name}", help=option.text, **option.parsing)
         names.append(option.name)
     parser.set_defaults(backend_options=names)
