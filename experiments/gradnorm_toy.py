@@ -99,7 +99,7 @@ def _run(given: argparse.Namespace) -> None:
     summaries = {name: summarise(one, sigmas) for name, one in histories.items()}
     said = verdict(summaries)
     report = {
-        "settings": vars(given) | {"sigmas": sigmas},
+        "settings": vars(given) | {"out": str(folder), "sigmas": sigmas},
         "environment": run_folder.environment(),
         "seconds": round(seconds, 1),
         "methods": {

@@ -299,6 +299,7 @@ def test_names_are_checked_before_the_demo_set_is_built(monkeypatch, capsys):
         ("model.width=None", "--config.model.width is 'None'; expected int"),
         ("model.gate=maybe", "--config.model.gate is 'maybe'; expected bool"),
         ("model.head_hidden=(a", "--config.model.head_hidden is '(a'; expected tuple"),
+        ("model={[]: 3}", "--config.model is '{[]: 3}'; expected a value for one of"),
         ("model={'width': 'a'}", "model.width is 'a'; expected int"),
         ("weighting.fixed.values.overall=x", "values.overall is 'x'; expected float"),
         ("weighting.fixed.values={'a': 'x'}", "values.a is 'x'; expected a number"),
@@ -349,6 +350,8 @@ def test_keys_of_a_sweep_are_overridden():
     sweep = config_files.load("weighting", overrides)
     assert sweep.base.train.epochs == 3 and sweep.grid.seed == (0, 1)
     assert sweep.base.weighting.fixed["values"].overall == 2.0
+    sweep = config_files.load("weighting", ["--config.grid.seed=1e0,2e0"])
+    assert sweep.grid.seed == (1.0, 2.0)
     sweep = config_files.load("weighting", ["--config.grid={'seed': (7,)}"])
     assert sweep.grid.to_dict() == {"seed": (7,)}
 

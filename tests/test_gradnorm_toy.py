@@ -198,8 +198,8 @@ def test_the_table_counts_seeds_that_are_not_finite():
     ("argument", "message"),
     [
         ("--methods=equal,gradnrom", "unknown 'gradnrom'; available: equal, gradnorm,"),
-        ("--steps=0", "--steps is 0; expected 1 or more"),
-        ("--seeds=-1", "--seeds is -1; expected 1 or more"),
+        ("--steps=0", "--steps is 0; expected at least 1"),
+        ("--seeds=-1", "--seeds is -1; expected at least 1"),
         ("--learning_rate=nan", "--learning_rate is nan; expected a number above 0"),
     ],
 )

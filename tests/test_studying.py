@@ -135,10 +135,10 @@ def test_json_holds_nothing_that_is_not_finite(options):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--seeds=0"], "--seeds is 0; expected 1 or more"),
-        (["--draws=0"], "--draws is 0; expected 1 or more"),
+        (["--seeds=0"], "--seeds is 0; expected at least 1"),
+        (["--draws=0"], "--draws is 0; expected at least 1"),
         (["--data=nowhere"], "nowhere"),
-        (["--config=nowhere.py"], "--config=nowhere.py is no configuration"),
+        (["--config=nowhere.py"], "no configuration nowhere.py"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_status_2(arguments, said, tmp_path, capsys):

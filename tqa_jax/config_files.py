@@ -143,7 +143,7 @@ def _override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     kind = section.get_type(name) if name in section else new
     try:
         value = _read(text, kind)
-    except (LookupError, ValueError, SyntaxError) as error:
+    except (LookupError, TypeError, ValueError, SyntaxError) as error:
         expected = kind.__name__
         if kind is ml_collections.ConfigDict:
             expected = f"a value for one of its keys, as --config.{key}.KEY=VALUE"
@@ -165,9 +165,12 @@ def _read(text: str, kind: type) -> Any:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if kind in (int, float, str):
         return kind(text)
-    if kind is tuple and re.fullmatch(r"[^()\[\]'\"]*[A-Za-z_][^()\[\]'\"]*", text):
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if kind is not tuple or not re.fullmatch(r"[\w., /-]+", text):
+            raise
         return tuple(part.strip() for part in text.split(","))  # Names without quotes.
-    value = ast.literal_eval(text)
     if kind is tuple:
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     if not isinstance(value, dict):
