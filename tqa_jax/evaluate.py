@@ -179,7 +179,9 @@ def final(
         What `intervals.report` returns.
     """
     mappings = {
-        task.name: logistic.fit(validation[0][:, k], validation[1][:, k])
+        task.name: logistic.fit(
+            validation[0][:, k], validation[1][:, k], low=task.low, high=task.high
+        )
         for k, task in enumerate(tasks)
     }
     return intervals.report(
