@@ -94,20 +94,19 @@ def selection(
         weights: by task, for the mean; empty weighs all tasks equally.
 
     Returns:
-        The weighted mean over the tasks on which the metric is defined, then the
-        metric of each task. Larger is better; None where undefined.
+        The weighted mean over the tasks on whose labels the metric is defined (see
+        `metrics.counted`), then the metric of each task. Larger is better; None where
+        undefined.
     """
     sign = -1.0 if metric == "loss" else 1.0
     values = {
         name: None if value is None else sign * value
         for name, value in figures[metric].items()
     }
-    # Constant predictions have a CCC but no correlation. They are no better than
-    # chance; left out, they would make an epoch in which a task collapsed look good.
     counted = {
-        name: 0.0 if value is None else value
+        name: number
         for name, value in values.items()
-        if value is not None or figures["ccc"][name] is not None
+        if (number := metrics.counted(value, figures["ccc"][name])) is not None
     }
     shares = {name: weights.get(name, 0.0) if weights else 1.0 for name in counted}
     total = sum(shares.values())
