@@ -370,4 +370,5 @@ def _plus_minus(row: Row, name: str) -> str:
     if row[name] is None:
         return "-"
     spread = row[f"{name}_sd"]
-    return f"{row[name]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+    text = metrics.text(row[name], 3)
+    return text if spread is None else f"{text} ± {metrics.text(spread, 3)}"

@@ -61,7 +61,11 @@ def validate(
         `loss`, `srcc`, `plcc` and `ccc` by task, None where undefined.
     """
     sums, counts = losses.task_loss_sums(
-        scores, labels, np.isfinite(labels), l1_weight=l1_weight
+        scores,
+        labels,
+        np.isfinite(labels),
+        l1_weight=l1_weight,
+        units=np.array([task.unit for task in tasks]),
     )
     means = np.asarray(losses.mean(sums, counts)).tolist()
     found: dict[str, dict[str, float | None]] = {
@@ -204,7 +208,8 @@ def write_predictions(
 
     Args:
         path: of the CSV, written atomically.
-        splits: by name: clips, their scores, and the scores' spread or None.
+        splits: by name: clips, their scores, and the scores' spread or None. Numbers
+            have the digits that give them back.
         tasks: of the data set.
     """
     text = io.StringIO()
@@ -217,9 +222,9 @@ def write_predictions(
             cells = []
             for k, label in enumerate(clips.labels[number]):
                 cells += [
-                    f"{scores[number, k]:.4f}",
-                    "" if np.isnan(label) else f"{label:g}",
-                    "" if spread is None else f"{spread[number, k]:.4f}",
+                    str(scores[number, k]),
+                    "" if np.isnan(label) else str(label),
+                    "" if spread is None else str(spread[number, k]),
                 ]
             writer.writerow([name, clips.sources[number], split, *cells])
     output.write(path, text.getvalue())

@@ -324,10 +324,11 @@ def _check_sources(sources: Sequence[str], clips: int) -> np.ndarray:
 
 
 def _number(value: float | None) -> str:
-    return f"{'-':>5}" if value is None else f"{value:5.2f}"
+    return f"{'-' if value is None else metrics.text(value):>5}"
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
     if entry.get("low") is None:
         return _number(entry["value"])
-    return f"{entry['value']:5.2f} [{entry['low']:5.2f},{entry['high']:5.2f}]"
+    value, low, high = (_number(entry[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low},{high}]"

@@ -48,6 +48,17 @@ class Value(NamedTuple):
         return result | ({"reason": self.reason} if self.reason else {})
 
 
+def text(value: float, places: int = 2) -> str:
+    """A number for a table, with digits after the point; all of a small one's first.
+
+    Example:
+        >>> text(1.234), text(0.001234)
+        ('1.23', '0.0012')
+    """
+    small = 0 < abs(value) < 10.0**-places
+    return f"{value:.{places}g}" if small else f"{value:.{places}f}"
+
+
 def mse(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
     """Computes the mean squared error, in squared units of the score."""
     return _mean((scores - labels) ** 2, counts)

@@ -213,8 +213,8 @@ class MetricsLog:
     """Appends to `metrics.jsonl`, and to TensorBoard files when asked to.
 
     Fields of a line: `step`, `epoch` and `split` always. Of `train`: `loss/total`,
-    `loss/consistency`, `loss/<task>`, `weight/<task>`, `coefficient/<task>` (of
-    gradient surgery, 1 without), `grad_norm/total`,
+    `loss/consistency`, `loss/<task>` (as on a 1-5 scale), `weight/<task>`,
+    `coefficient/<task>` (of gradient surgery, 1 without), `grad_norm/total`,
     `grad_norm/<task>` (of the unweighted loss at the last shared layer),
     `labels/<task>` (in the batch), `lr`, `lr/<task>` (of the head), `loss_scale`,
     `skipped` (steps in a row). Of `validation`: `loss/<task>`, `srcc/<task>`,
