@@ -25,7 +25,6 @@ from scipy import stats
 from tqa_jax import grid, intervals, metrics, sweep_folder
 
 _LEAST_SEEDS = 3
-_LEAST_SOURCES = 3
 # p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows.
 _RESAMPLES = 4000
 _DEFINED = 0.9  # share of resamples that must have a value
@@ -319,7 +318,7 @@ def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     if not seeds or len(asked) > 1:
         return nothing
     sources = runs[0][0].sources
-    if len(set(sources)) < _LEAST_SOURCES:
+    if len(set(sources)) < intervals.MIN_SOURCES:
         return nothing
     counts = intervals.source_counts(
         sources, resamples=_RESAMPLES, rng=np.random.default_rng(0)

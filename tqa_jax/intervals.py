@@ -20,7 +20,8 @@ from tqa_jax import schema as schema_lib
 
 _CELLS = 2_000_000  # resamples x clips that are worked on at a time
 _UNDEFINED = 0.1  # share of resamples that may leave a metric undefined
-_MIN_SOURCES = 3
+MIN_SOURCES = 3
+"""Sources without which resampling them gives no interval."""
 _FEW_SOURCES = 20
 _LEVEL = (2.5, 97.5)  # percentiles
 
@@ -279,9 +280,9 @@ def _draws(
 ) -> tuple[str, np.ndarray]:
     """Returns a reason against an interval, and (runs, resamples) defined values."""
     distinct = len(np.unique(np.asarray(sources)))
-    if distinct < _MIN_SOURCES:
+    if distinct < MIN_SOURCES:
         found = f"{distinct} source" + ("s" if distinct > 1 else "")
-        return f"no interval: {found}; at least {_MIN_SOURCES} needed", np.empty(0)
+        return f"no interval: {found}; at least {MIN_SOURCES} needed", np.empty(0)
     step = max(1, _CELLS // counts.shape[-1])
     values = np.array(
         [

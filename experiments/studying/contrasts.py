@@ -19,7 +19,6 @@ BIAS = "bias"
 RESAMPLES = 4000
 """p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows."""
 _LEAST_SEEDS = 3
-_LEAST_SOURCES = 3
 _DEFINED = 0.9  # Share of resamples that must have a value.
 _LEVEL = (2.5, 97.5)
 
@@ -39,7 +38,7 @@ def resamples(
         there are fewer than 3 sources, which give no interval.
     """
     every = np.ones((1, len(sources)))
-    if len(set(sources)) < _LEAST_SOURCES:
+    if len(set(sources)) < intervals.MIN_SOURCES:
         return every
     rng = np.random.default_rng(seed)
     drawn = intervals.source_counts(sources, resamples=number, rng=rng)

@@ -158,7 +158,9 @@ def compare(
 def resamples(
     groups: Sequence[str], number: int, seed: int = 0
 ) -> Float[np.ndarray, "R N"]:
-    """Draws resamples of whole groups of clips."""
+    """Draws resamples of whole groups of clips; none of too few groups."""
+    if len(set(groups)) < intervals.MIN_SOURCES:
+        number = 0
     rng = np.random.default_rng(seed)
     return intervals.source_counts(groups, resamples=number, rng=rng)
 
