@@ -93,7 +93,7 @@ def get_config() -> ml_collections.ConfigDict:
     surgery.cagrad = ml_collections.ConfigDict({"c": 0.4})
 
     config.loss = loss = ml_collections.ConfigDict()
-    loss.l1_weight = 0.1  # Factor on |error| beside error^2.
+    loss.l1_weight = 0.1  # Factor on |error| beside error^2, as on a 1-5 scale.
     loss.label_smoothing = 0.0  # Share of the training mean in each label.
 
     config.consistency = consistency = ml_collections.ConfigDict()

@@ -38,7 +38,7 @@ from experiments.studying import (
     steps,
     trials,
 )
-from tqa_jax import cli, grid, output, schema
+from tqa_jax import cli, grid, metrics, output, schema
 
 SHARE = 0.95
 _REFERENCE = "fixed, tuned"
@@ -53,7 +53,7 @@ class Curve:
     Attributes:
         seed: of the run.
         epochs: that the run may have.
-        srcc: mean over the tasks where it is defined, of each epoch; NaN for none.
+        srcc: mean over the tasks whose labels define it, of each epoch; NaN for none.
         loss: mean over tasks, of each epoch.
     """
 
@@ -188,15 +188,20 @@ def read(folder: pathlib.Path) -> Curve:
     for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if line["split"] == "validation":
-            srcc.append(_mean(line, "srcc/"))
-            loss.append(_mean(line, "loss/"))
+            srcc.append(_mean(line, "srcc"))
+            loss.append(_mean(line, "loss"))
     return Curve(
         config["seed"], config["train"]["epochs"], np.array(srcc), np.array(loss)
     )
 
 
-def _mean(line: Mapping[str, Any], prefix: str) -> float:
-    values = [v for key, v in line.items() if key.startswith(prefix) and v is not None]
+def _mean(line: Mapping[str, Any], metric: str) -> float:
+    tasks = [key.partition("/")[2] for key in line if key.startswith(f"{metric}/")]
+    values = [
+        metrics.counted(line[f"{metric}/{task}"], line.get(f"ccc/{task}"))
+        for task in tasks
+    ]
+    values = [value for value in values if value is not None]
     return float(np.mean(values)) if values else math.nan
 
 

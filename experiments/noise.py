@@ -200,7 +200,7 @@ def _check(
         before = kept["tasks"][task.name]["rmse"]["value"]
         after = now["tasks"][task.name]["rmse"]["value"]
         same = before == after or (
-            None not in (before, after) and abs(before - after) <= _ROUNDING
+            None not in (before, after) and abs(before - after) <= _ROUNDING / task.unit
         )
         if not same:
             raise schema.InputError(

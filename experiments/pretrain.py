@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.studying import by_seed, command, derived, results, shares, trials
-from tqa_jax import cli, records, schema
+from tqa_jax import cli, comparison, records, schema
 
 _ALONE, _PRETRAINED = "labels alone", "pre-trained"
 
@@ -81,14 +81,16 @@ def _run(options: command.Options) -> None:
     references = {lines[_PRETRAINED][share]: lines[_ALONE][share] for share in asked}
     rows = by_seed.compare(outcomes, references)
     _count(rows, lines, counts, options.seeds)
-    before = [starts[seed].outcome.results["average"]["srcc"] for seed in options.seeds]
+    before = [
+        comparison.average(starts[seed].outcome.results, "srcc")
+        for seed in options.seeds
+    ]
     results.write(
         options,
         "pretrain",
         rows,
         table=by_seed.table(rows, "clips"),
-        said=by_seed.said(options, rows)
-        + _said(options, source, left_out, [one["value"] for one in before]),
+        said=by_seed.said(options, rows) + _said(options, source, left_out, before),
         more={"tuned": tuned, "pretrain": {"path": str(source)}},
         figure=shares.figure(rows, lines, "Pre-training on planted flaws"),
     )

@@ -198,7 +198,7 @@ def group_rows(name: str, column: groups.Column, task: Task) -> list[dict[str, A
             row[metric] = one["value"]
             row |= {f"{metric}_{key}": one[key] for key in ("low", "high")}
             if metric == "srcc" and one["value"] is None:
-                reasons.append("no srcc: labels or scores are constant")
+                reasons.append("no srcc: labels are constant")
         rows.append(row | {"reason": "; ".join(reasons)})
     return rows
 

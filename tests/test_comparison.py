@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tqa_jax import comparison, output
+from tqa_jax import comparison, intervals, output, schema
 
 
 def outcome(setting, seed, value, predictions=None, task=None):
@@ -30,6 +30,70 @@ def predicted(scores, labels=None, sources=None):
     return comparison.Predictions(
         clips, tuple(sources or clips), {"a": scores}, {"a": labels}
     )
+
+
+def evaluated(setting, seed, scores, labels, sources=None):
+    """What a run's own evaluation says of tasks (N, K), and its predictions."""
+    clips = tuple(f"c{i}" for i in range(len(labels)))
+    sources = sources or clips
+    tasks = [schema.Task(name) for name in "abcde"[: labels.shape[1]]]
+    results = intervals.report(scores, labels, sources, tasks, resamples=0)
+    predictions = comparison.Predictions(
+        clips,
+        tuple(sources),
+        {task.name: scores[:, k] for k, task in enumerate(tasks)},
+        {task.name: labels[:, k] for k, task in enumerate(tasks)},
+    )
+    return comparison.Outcome({"name": setting}, seed, results, predictions)
+
+
+def test_a_setting_whose_hard_task_collapsed_is_not_better():
+    rng = np.random.default_rng(0)
+    labels = 3 + 0.7 * rng.normal(size=(60, 2))
+    runs = []
+    for seed in range(4):
+        easy = labels[:, :1] + 0.2 * rng.normal(size=(60, 1))
+        hard = labels[:, 1:] + 2 * rng.normal(size=(60, 1))
+        runs.append(evaluated("works", seed, np.hstack([easy, hard]), labels))
+        flat = np.hstack([easy, np.full((60, 1), 3.0)])
+        runs.append(evaluated("collapsed", seed, flat, labels))
+    works, collapsed = comparison.compare(runs)
+    hard = works["srcc/b"]
+    assert 0.1 < hard < 0.6 and collapsed["srcc/b"] == 0
+    assert (works["rank"], collapsed["rank"]) == (1, 2)
+    assert collapsed["difference"] == pytest.approx(-hard / 2)
+    assert collapsed["low"] < -hard / 2 < collapsed["high"] < 0
+    assert collapsed["plcc"] < works["plcc"]
+    means = [comparison.average(run.results, "srcc") for run in runs[1::2]]
+    assert collapsed["srcc"] == pytest.approx(np.mean(means))
+
+
+def test_a_task_that_one_setting_has_no_labels_for_is_left_out_of_both():
+    rng = np.random.default_rng(1)
+    labels = 3 + 0.7 * rng.normal(size=(60, 2))
+    runs = []
+    for seed in range(3):
+        scores = labels + np.array([0.2, 2.0]) * rng.normal(size=(60, 2))
+        runs.append(evaluated("both", seed, scores, labels))
+        runs.append(evaluated("one", seed, scores, labels * [1, np.nan]))
+        runs.append(evaluated("constant", seed, scores, labels * [1, 0] + [0, 3]))
+    both, *others = comparison.compare(runs)
+    for row in others:
+        assert row["srcc"] > both["srcc"] + 0.1  # Of the easy task alone.
+        assert row["difference"] == 0 and row["rank"] == both["rank"] == 2
+
+
+def test_two_seeds_bear_no_p_value():
+    rng = np.random.default_rng(2)
+    labels = 3 + 0.7 * rng.normal(size=(60, 1))
+    runs = [
+        evaluated(name, seed, labels + noise * rng.normal(size=(60, 1)), labels)
+        for name, noise in (("bad", 3.0), ("good", 0.1))
+        for seed in range(2)
+    ]
+    row = comparison.compare(runs)[1]
+    assert row["difference"] > 0.3 and row["low"] > 0
+    assert row["p_clips"] is row["p_seeds"] is None
 
 
 FIRST, SECOND, THIRD = (0.5, 0.6, 0.4, 0.55), (0.6, 0.75, 0.45, 0.6), (0.1, 0.7, 0, 0.2)

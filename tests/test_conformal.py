@@ -79,6 +79,23 @@ def test_report_calibrates_on_validation_and_counts_on_test():
     assert widths[1] > 3 * widths[0]
 
 
+def test_coverage_on_few_sources_has_no_interval():
+    validation, test = make(100, 0), make(120, 1)
+    for sources, low in ((["a"] * 120, None), (["a", "b"] * 60, None)):
+        found = conformal.report(
+            validation=validation,
+            test=test,
+            spread=None,
+            sources=sources,
+            tasks=TASKS,
+            resamples=50,
+            seed=0,
+        )
+        coverage = found["tasks"]["overall"]["coverage"]
+        assert coverage["value"] > 0.8 and coverage["low"] is low
+        assert "no interval" in coverage["reason"]
+
+
 def test_too_few_calibration_clips_are_a_reason_not_a_number():
     found = report(make(20, 2), make(30, 3))
     one = found["tasks"]["overall"]

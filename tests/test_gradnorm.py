@@ -207,6 +207,27 @@ def test_gradnorm_floor_keeps_every_weight_above_zero():
     assert weights.min() > 1e-4
 
 
+@pytest.mark.parametrize("log_domain", [False, True])
+def test_gradnorm_does_not_follow_the_rounding_of_norms_at_their_targets(log_domain):
+    made, _, scan = programs("gradnorm", log_domain=log_domain)
+    rng = np.random.default_rng(0)
+    steps = 300
+    for together in (1, 3):  # One task alone, and tasks that are alike.
+        active = np.arange(K) < together
+        norms = np.where(active, np.exp(rng.normal(size=(steps, 1))), 0)
+        signals = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (steps, *leaf.shape)),
+            signals_of(np.ones(K), active=active),
+        )._replace(
+            losses=jnp.asarray(0.3 + 7 * norms, jnp.float32),
+            grad_norms=jnp.asarray(norms, jnp.float32),
+        )
+        _, (weights, states) = scan(made.init(), signals)
+        moments = states.learned.optimizer[0].mu
+        np.testing.assert_array_equal(moments, 0)
+        np.testing.assert_allclose(weights, 1, rtol=1e-5)
+
+
 def test_gradnorm_needs_at_least_one_initial_step():
     with pytest.raises(schema.InputError, match="initial_steps"):
         weighting.make("gradnorm", tasks=TASKS, initial_steps=0)

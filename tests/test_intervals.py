@@ -235,6 +235,20 @@ def test_report_is_json_with_every_metric_of_every_task():
     }
 
 
+def test_table_shows_errors_on_a_short_score_range():
+    scores, labels, sources = five_tasks()
+    tasks = [schema.Task(task.name, 0.0, 0.01) for task in schema.TASKS]
+    short = [(values - 1) / 400 for values in (scores, labels)]
+    result = intervals.report(*short, sources, tasks, resamples=0)
+    rmse = result["tasks"]["overall"]["rmse"]["value"]
+    assert f"{rmse:.2g}" in intervals.table(result)
+    wide = intervals.report(scores, labels, sources, schema.TASKS, resamples=0)
+    for task in schema.TASKS:
+        for name in ("plcc", "srcc", "ccc", "r2", "qwk", "accuracy3"):
+            one, other = (r["tasks"][task.name][name]["value"] for r in (result, wide))
+            assert one == pytest.approx(other, abs=1e-9)
+
+
 def test_average_is_over_the_defined_tasks_only():
     scores, labels, sources = five_tasks()
     labels[:, 0] = 4.762870634

@@ -127,6 +127,39 @@ def test_classes_follow_the_score_range():
         assert found == expected
 
 
+@pytest.mark.parametrize("low", [0.0, 1.0, 99.0, -1000.0])
+def test_a_value_on_a_threshold_is_found_on_every_range(low):
+    thresholds = low + np.arange(5) / 5
+    found = metrics.to_classes(
+        thresholds.astype(np.float32).astype(float), low=low, high=low + 1, classes=5
+    )
+    np.testing.assert_array_equal(found, np.arange(5))
+
+
+@pytest.mark.parametrize("metric", ["plcc", "srcc", "krcc", "ccc", "qwk"])
+def test_rounding_takes_no_agreement_beyond_one(metric):
+    rng = np.random.default_rng(0)
+    for clips in range(3, 60):
+        labels = np.round(rng.normal(size=clips) * 7)
+        for scores in (labels, -labels, labels * (1 + 1e-15)):
+            every = np.ones((1, clips))
+            value = metrics.METRICS[metric].function(scores, labels, every)[0]
+            assert -1 <= value <= 1
+
+
+def test_constant_predictions_count_as_no_correlation_among_others():
+    labels = np.array([1.0, 2.0, 4.0, 4.0])
+    counts = np.array([[1.0, 1, 1, 1], [0, 0, 2, 1], [2, 0, 1, 0]])
+    for metric in ("plcc", "srcc", "krcc"):
+        flat = metrics.comparable(metric, np.full(4, 3.0), labels, counts)
+        np.testing.assert_array_equal(flat, [0, np.nan, 0])
+        rising = metrics.comparable(metric, labels, labels, counts)
+        np.testing.assert_allclose(rising, [1, np.nan, 1])
+        same = metrics.measure(metric, np.full(4, 3.0), labels).value
+        assert metrics.counted(same, metrics.measure("ccc", labels, labels).value) == 0
+    assert metrics.counted(None, None) is None and metrics.counted(0.3, 0.2) == 0.3
+
+
 @pytest.mark.parametrize("metric", ["plcc", "srcc", "krcc", "r2", "ccc", "qwk"])
 def test_constant_labels_leave_agreement_undefined(metric):
     scores = np.linspace(1, 5, 9)

@@ -90,6 +90,55 @@ def test_constant_and_never_measured_features_give_zero():
     assert np.isfinite(preprocess.apply(fit(rows, pca=4), rows)).all()
 
 
+@pytest.mark.parametrize("chunks", [1, 50])
+def test_winsorising_leaves_a_sparse_feature_alone(chunks):
+    rows = make_rows()
+    rows[:, 1] = np.arange(300) % 10 == 0  # Both quartiles are 0.
+    rows[:, 2] = 3 + 2 * (np.arange(300) % 7 == 0)
+    found = preprocess.apply(fit(rows, winsorise=1.5, chunks=chunks), rows)
+    want = preprocessing.StandardScaler().fit_transform(rows.astype(np.float64))
+    np.testing.assert_allclose(found[:, 1:3], want[:, 1:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("pca", [0, 4])
+@pytest.mark.parametrize("winsorise", [0.0, 1.5])
+@pytest.mark.parametrize(
+    "value", [1e30, 1e37, 3.4e38, -1e37, -3.4e38, np.nan, np.inf, -np.inf]
+)
+def test_whatever_comes_in_what_comes_out_fits_into_float16(pca, winsorise, value):
+    rows = make_rows()
+    rows[:, 1] = 3.7
+    rows[:, 2] *= 1e-8
+    rows[:, 3] *= 1e34  # Its products overflow float32, and not float64.
+    transform = fit(rows, pca, winsorise=winsorise)
+    wild = rows.copy()
+    wild[5] = value
+    for xp in (np, jnp):
+        found = np.asarray(preprocess.apply(transform, xp.asarray(wild)))
+        assert np.isfinite(found.astype(np.float16)).all()
+    np.testing.assert_array_equal(
+        np.delete(preprocess.apply(transform, wild), 5, axis=0),
+        np.delete(preprocess.apply(transform, rows), 5, axis=0),
+    )
+
+
+def test_half_precision_rows_are_not_computed_in_half_precision():
+    rows = make_rows().astype(np.float16)
+    rows[0, 0] = np.inf  # What a larger number is stored as.
+    transform = fit(rows.astype(np.float32), 4)
+    np.testing.assert_array_equal(
+        preprocess.apply(transform, rows),
+        preprocess.apply(transform, rows.astype(np.float32)),
+    )
+
+
+def test_modality_that_is_constant_in_training_has_components_of_ordinary_size():
+    transform = fit(np.full((50, 12), 3.7, np.float32), pca=4)
+    assert np.abs(transform.components).max() <= 1
+    rows = make_rows()
+    np.testing.assert_array_equal(preprocess.apply(transform, rows), 0)
+
+
 def test_infinity_is_imputed_like_nan():
     rows = make_rows()
     transform = fit(rows)

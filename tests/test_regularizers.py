@@ -88,6 +88,32 @@ def test_rows_that_only_fill_the_batch_change_nothing(mode):
     np.testing.assert_allclose(found[:B], gradient(scores, there), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("mode", regularizers.MODES)
+def test_value_and_gradient_follow_the_score_range(mode):
+    scores, there = make_scores()
+    value, gradient = FUNCTIONS[mode]
+    low = np.array([0.0, 1.0, 0.0, -2.0], np.float32)
+    units = np.array([400.0, 1.0, 0.04, 1.0], np.float32)
+    moved = low + (scores - 1) / units
+    other = regularizers.make(mode, TARGET, low=low, units=units)
+    np.testing.assert_allclose(other(moved, there), value(scores, there), rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.grad(other)(moved, there) / units,
+        gradient(scores, there),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+def test_identical_tasks_on_a_short_range_are_consistent():
+    scores, there = make_scores()
+    scores = np.repeat(0.0025 * (scores[:, :1] - 1), K, axis=1)
+    units = np.full(K, schema.Task("any", 0.0, 0.01).unit)
+    for mode in ("corr", "std"):
+        found = regularizers.make(mode, TARGET, low=np.zeros(K), units=units)
+        assert found(scores, there) == pytest.approx(0, abs=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["corr", "cov", "corr_target"])
 def test_fewer_than_eight_clips_count_as_zero(mode):
     scores, there = make_scores()

@@ -376,8 +376,8 @@ def test_distance_of_a_long_clip_is_that_of_its_farthest_window():
     ]
     assert found.distance({"visual": raw})["visual"] == pytest.approx(max(halves))
     assert max(halves) > 1
-    with pytest.raises(scorer.ScorerError, match="visual is too far from the training"):
-        found.distance({"visual": raw * np.float32(1e30)})
+    # However far, a distance is a number: preprocessing bounds what comes in.
+    assert found.distance({"visual": raw * np.float32(1e30)})["visual"] > 100
 
 
 def test_what_the_run_says_comes_along(tmp_path):

@@ -27,6 +27,17 @@ def test_a_curve_keeps_its_best_and_goes_on_after_an_early_stop():
     assert one.reaches(0.41) is None
 
 
+def test_an_epoch_with_a_collapsed_task_is_no_better(tmp_path):
+    config = {"config": {"seed": 0, "train": {"epochs": 1}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = {"split": "validation", "loss/a": 1.0, "loss/b": 2.0}
+    line |= {"srcc/a": 0.8, "ccc/a": 0.7, "srcc/b": None, "ccc/b": 0.0}
+    line |= {"srcc/c": None, "ccc/c": None}  # Without labels.
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    curve = convergence.read(tmp_path)
+    assert curve.srcc == pytest.approx([0.4]) and curve.loss == pytest.approx([1.5])
+
+
 def test_medians_count_censored_runs_as_late():
     curves = {
         "first": [curve(seed, [0.1, 0.4, 0.8]) for seed in range(3)],

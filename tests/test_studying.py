@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.studying import cases, command, results, trials
+from experiments.studying import cases, command, contrasts, results, trials
 from tests import small
 from tqa_jax import schema
 
@@ -113,6 +113,23 @@ def test_study_tunes_trains_compares_and_goes_on(options, capsys, monkeypatch):
 def test_verdict_needs_both_tests(difference, p_seeds, p_clips, expected):
     row = {"difference": difference, "p_seeds": p_seeds, "p_clips": p_clips}
     assert results.verdict(row) == expected
+
+
+def test_a_collapsed_task_stays_in_the_mean_and_two_seeds_bear_no_p():
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(2, 40))
+    counts = contrasts.resamples([f"s{i}" for i in range(40)], 200)
+    easy = np.stack([labels[0] + 0.2 * rng.normal(size=40) for _ in range(3)])
+    flat = np.full((3, 40), 3.0)
+    parts = [
+        contrasts.figures("srcc", scores, task, counts)
+        for scores, task in zip((easy, flat), labels, strict=True)
+    ]
+    found = contrasts.estimate(contrasts.mean(parts))
+    assert found["value"] == pytest.approx(parts[0][:, 0].mean() / 2)
+    assert found["p_clips"] == pytest.approx(2 / 201)
+    two = contrasts.estimate(contrasts.mean(parts)[:2])
+    assert two["p_clips"] is None and two["low"] > 0.4
 
 
 def test_markdown_has_a_line_a_row_and_a_dash_for_nothing():

@@ -374,6 +374,46 @@ def test_imtl_g_of_opposite_gradients_stands_still(dtype):
     np.testing.assert_array_equal(factors("imtl_g", gram), 0)
 
 
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("size", (2, 3, 4))
+def test_imtl_g_of_gradients_without_an_equal_projection_stands_still(size, dtype):
+    in_conflict = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    turns = 2 * np.pi / 3 * np.arange(3)
+    star = np.array([[1], [2], [0.3]]) * np.stack([np.cos(turns), np.sin(turns)], 1)
+    jacobians = [in_conflict, star, np.concatenate([in_conflict, np.zeros((2, 2))])]
+    jacobians += [gradients(seed, size=size) for seed in range(20)]
+    for jacobian in jacobians:
+        np.testing.assert_array_equal(factors("imtl_g", gram_of(jacobian, dtype)), 0)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_imtl_g_of_dependent_gradients_has_equal_projections_that_lower_losses(dtype):
+    # On a cone all have the same projection on its axis; a repeated gradient of another
+    # length leaves the length of d, and its sign, to be chosen.
+    angles = np.arange(float(K))
+    cone = np.stack([np.cos(angles), np.sin(angles), np.ones(K)], axis=1)
+    jacobians = [cone * np.array([[1], [5], [0.2], [3], [1]])]
+    for seed in range(60):
+        few = gradients(seed, K - 1)
+        jacobians.append(np.concatenate([few, np.exp(seed % 5 - 2.5) * few[:1]]))
+    for jacobian in jacobians:
+        step = factors("imtl_g", gram_of(jacobian, dtype)) @ jacobian
+        projections = jacobian @ step / np.linalg.norm(jacobian, axis=1)
+        assert projections.min() > 0
+        np.testing.assert_allclose(projections, projections.mean(), rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_nash_of_gradients_that_no_step_helps_hardly_moves(dtype):
+    jacobians = [np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])]
+    for seed in range(20):
+        jacobian = gradients(seed, size=2, spread=0.3)
+        jacobians.append(np.concatenate([jacobian, -jacobian.sum(0, keepdims=True)]))
+    for jacobian in jacobians:
+        step = factors("nash", gram_of(jacobian, dtype)) @ jacobian
+        assert np.linalg.norm(step) < 0.05 * np.linalg.norm(jacobian)
+
+
 def test_aligned_sums_the_nearest_orthogonal_gradients():
     for seed in range(20):
         jacobian = gradients(seed)

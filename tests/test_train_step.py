@@ -35,7 +35,7 @@ NO_DROPOUT = {
 RATE = 1e-2
 
 
-def make_model(**options):
+def make_model(tasks=TASKS, **options):
     # Path A's fixed dropout of 0.2 is left out with it.
     small = {
         "width": 8,
@@ -49,7 +49,7 @@ def make_model(**options):
     }
     return models.make(
         widths=WIDTHS,
-        tasks=TASKS,
+        tasks=tasks,
         max_frames=6,
         preset="synced",
         **small | NO_DROPOUT | options,
@@ -64,6 +64,7 @@ def make_parts(
     consistency=0.05,
     optimizer=None,
     combine=None,
+    tasks=TASKS,
     **options,
 ):
     weights = weighting.make(name, tasks=[task.name for task in TASKS], **options)
@@ -83,11 +84,17 @@ def make_parts(
     )
     objective = train_step.Objective(
         l1_weight=0.1,
-        consistency=regularizers.make("corr", np.eye(len(TASKS))),
+        consistency=regularizers.make(
+            "corr",
+            np.eye(len(TASKS)),
+            low=np.array([task.low for task in tasks]),
+            units=np.array([task.unit for task in tasks]),
+        ),
         consistency_weight=consistency,
         consistency_tasks=(0, 1, 2),
         smoothing=0.1,
-        label_means=jnp.array([3.0, 2.5, 2.0]),
+        label_means=ranged(np.array([3.0, 2.5, 2.0]), tasks).astype(np.float32),
+        units=np.array([task.unit for task in tasks]),
     )
     step = train_step.make(
         model=model,
@@ -111,6 +118,12 @@ def make_parts(
         )
 
     return step, init
+
+
+def ranged(values, tasks):
+    """Takes scores from the 1-5 scale to tasks' own ranges."""
+    low, unit = np.array([(task.low, task.unit) for task in tasks]).T
+    return low + (values - 1) / unit
 
 
 def make_batch(clips=16, frames=5, seed=0):
@@ -462,6 +475,26 @@ def test_loss_scale_backs_off_when_only_an_unweighted_gradient_overflows():
         state, metrics = compiled(state, make_batch())
     assert float(state.loss_scale.scale) < 1e6
     assert int(state.skipped) == 0 and np.isfinite(metrics["task_grad_norm"]).all()
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "stch"])
+def test_training_is_the_same_on_any_score_range(name):
+    ends = ((0.0, 0.01), (0.0, 100.0), (-2.0, 2.0))
+    others = [
+        schema.Task(task.name, *pair) for task, pair in zip(TASKS, ends, strict=True)
+    ]
+    found = make_batch()
+    runs = []
+    for tasks in (TASKS, others):
+        model = make_model(tasks)
+        step, init = make_parts(model, name, tasks=tasks, consistency=0.5)
+        labels = ranged(found.labels.astype(np.float64), tasks).astype(np.float32)
+        state, metrics = run(step, init(), found.replace(labels=labels), steps=5)
+        runs.append((metrics, state.params, state.weighting))
+    (first, *trees), (second, *other_trees) = runs
+    for key in ("loss", "consistency", "weight", "task_grad_norm", "total"):
+        np.testing.assert_allclose(second[key], first[key], rtol=1e-3, err_msg=key)
+    assert_close(trees, other_trees, rtol=1e-2, atol=1e-3)
 
 
 def test_loss_falls():

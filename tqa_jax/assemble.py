@@ -68,7 +68,7 @@ class Facts(NamedTuple):
         tasks: of the data set.
         widths: of each modality after preprocessing, in the order of tokens.
         label_means: of each task over training clips.
-        label_variances: of each task over training clips.
+        label_variances: of each task over training clips, as on a 1-5 scale.
         label_correlation: between tasks over training clips (K, K).
         steps_per_epoch: training steps of an epoch.
         start: parameters to start from, None for fresh ones.
@@ -87,6 +87,11 @@ class Facts(NamedTuple):
         """Names of the tasks."""
         return [task.name for task in self.tasks]
 
+    @property
+    def units(self) -> np.ndarray:
+        """`schema.Task.unit` of each task."""
+        return np.array([task.unit for task in self.tasks])
+
 
 def look_up(
     data: prepare.Dataset,
@@ -104,11 +109,13 @@ def look_up(
         start_from: finished run to start from, or empty.
     """
     means, correlation = prepare.label_statistics(labels)
+    tasks = data.info.schema.tasks
+    units = np.array([task.unit for task in tasks])
     return Facts(
-        data.info.schema.tasks,
+        tasks,
         {name: data.transforms[name].width for name in data.modalities},
         means,
-        prepare.label_variances(labels),
+        prepare.label_variances(labels * units),
         correlation,
         steps_per_epoch,
         start.params(start_from),
@@ -188,12 +195,16 @@ def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
     objective = train_step.Objective(
         l1_weight=config.loss.l1_weight,
         consistency=regularizers.make(
-            config.consistency.mode, facts.label_correlation[np.ix_(columns, columns)]
+            config.consistency.mode,
+            facts.label_correlation[np.ix_(columns, columns)],
+            low=np.array([facts.tasks[k].low for k in columns]),
+            units=facts.units[columns],
         ),
         consistency_weight=config.consistency.weight if len(columns) > 1 else 0.0,
         consistency_tasks=tuple(columns),
         smoothing=config.loss.label_smoothing,
         label_means=jnp.asarray(facts.label_means),
+        units=facts.units,
     )
     step = train_step.make(
         model=model,

@@ -246,7 +246,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else metrics.text(value)
 
 
 def _percent(value: float | None) -> str:

@@ -4,6 +4,10 @@ The one thing to know: two things vary that nobody chose, the seed and the clips
 happened to be rated, and each has its test: `p_seeds` asks whether the difference would
 be there with other seeds, `p_clips` whether on other clips. Both compare with the first
 setting, and both are corrected for the number of settings that are (Holm 1979).
+
+A task whose predictions are constant counts as a correlation of 0 (see
+`metrics.comparable`), and runs are compared on the tasks that all of them have: a
+setting gains nothing by a task that drops out of its mean.
 """
 
 import csv
@@ -19,7 +23,6 @@ from scipy import stats
 from tqa_jax import grid, intervals, metrics, output, run_folder, sweep_folder
 
 _LEAST_SEEDS = 3
-_LEAST_SOURCES = 3
 # p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows.
 _RESAMPLES = 4000
 _DEFINED = 0.9  # share of resamples that must have a value
@@ -119,7 +122,7 @@ def _run_row(run: grid.Run, outcome: Outcome, status: Mapping[str, Any]) -> Row:
     row["status"] = "finished" if results else "failed"
     row["best_epoch"] = results and results["selected"]["epoch"]
     for metric in ("srcc", "plcc", "rmse"):
-        row[metric] = results and results["average"][metric]["value"]
+        row[metric] = results and average(results, metric)
     for key in ("seconds_of_last_start", "reason"):
         row[key] = status[key]
     return row
@@ -154,8 +157,8 @@ def compare(outcomes: Sequence[Outcome]) -> list[Row]:
         `srcc/<task>` likewise; `rank`, the mean over seeds of the place that the
         setting takes by SRCC; and, beside the first, `difference` of the SRCC to the
         first setting's, its 95 % interval over clips `low` and `high`, `p_clips` and
-        `p_seeds`. None where it is undefined: failed runs, fewer than 3 common seeds,
-        fewer than 3 sources of clips, or other test clips or tasks.
+        `p_seeds`. None where it is undefined: failed runs, p with fewer than 3 common
+        seeds, fewer than 3 sources of clips, or other test clips or tasks.
     """
     settings = list({_key(one): one.setting for one in outcomes}.values())
     members = [[o for o in outcomes if o.setting == one] for one in settings]
@@ -169,9 +172,9 @@ def compare(outcomes: Sequence[Outcome]) -> list[Row]:
         row: Row = dict(setting)
         row |= {"seeds": len(done), "failed": len(all_of_it) - len(done)}
         for metric in ("srcc", "plcc", "rmse"):
-            row |= _spread(metric, [o.results["average"][metric] for o in done])
+            row |= _spread(metric, [average(o.results, metric) for o in done])
         for task in tasks:
-            found = [o.results["tasks"].get(task, {}).get("srcc", {}) for o in done]
+            found = [_value(o.results, task, "srcc") for o in done]
             row |= _spread(f"srcc/{task}", found)
         row["rank"] = ranks[len(rows)]
         row |= dict.fromkeys(("difference", "low", "high", "p_clips", "p_seeds"))
@@ -218,25 +221,60 @@ def _key(outcome: Outcome) -> str:
     return repr(sorted(outcome.setting.items()))
 
 
-def _spread(name: str, found: Sequence[Mapping[str, Any]]) -> Row:
+def average(
+    results: Mapping[str, Any], metric: str, tasks: Sequence[str] | None = None
+) -> float | None:
+    """Mean of a metric over tasks, to be compared with that of other runs.
+
+    Args:
+        results: content of a run's `results.json`.
+        metric: a name in `metrics.METRICS`.
+        tasks: to average, all of which have a value; None for those that have.
+
+    Returns:
+        None when no task has a value.
+    """
+    names = results["tasks"] if tasks is None else tasks
+    values = [_value(results, task, metric) for task in names]
+    values = [value for value in values if value is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _value(results: Mapping[str, Any], task: str, metric: str) -> float | None:
+    row = results["tasks"].get(task, {})
+    value, ccc = (row.get(name, {}).get("value") for name in (metric, "ccc"))
+    return metrics.counted(value, ccc)
+
+
+def _spread(name: str, values: Sequence[float | None]) -> Row:
     """Mean and sample standard deviation over the seeds with a value."""
-    values = [one["value"] for one in found if one.get("value") is not None]
+    values = [value for value in values if value is not None]
     return {
         name: float(np.mean(values)) if values else None,
         f"{name}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
     }
 
 
-def _by_seed(done: Sequence[Outcome]) -> dict[int, float]:
-    """Mean SRCC by seed, where it is defined."""
-    found = {o.seed: o.results["average"]["srcc"]["value"] for o in done}
-    return {seed: value for seed, value in found.items() if value is not None}
+def _by_seed(settings: Sequence[Sequence[Outcome]]) -> list[dict[int, float]]:
+    """Mean SRCC by seed of each setting, over the tasks that all runs have."""
+    defined = [
+        [o for o in done if average(o.results, "srcc") is not None] for done in settings
+    ]
+    everything = [o.results for done in defined for o in done]
+    tasks = [
+        task
+        for task in (everything[0]["tasks"] if everything else ())
+        if all(_value(results, task, "srcc") is not None for results in everything)
+    ]
+    if not tasks:
+        return [{} for _ in settings]
+    return [{o.seed: average(o.results, "srcc", tasks) for o in d} for d in defined]
 
 
 def _ranks(finished: Sequence[Sequence[Outcome]]) -> list[float | None]:
     """Mean over seeds of each setting's place among those that have the seed."""
     places: list[list[float]] = [[] for _ in finished]
-    values = [_by_seed(done) for done in finished]
+    values = _by_seed(finished)
     for seed in sorted({seed for one in values for seed in one}):
         there = [number for number, one in enumerate(values) if seed in one]
         ranks = stats.rankdata([-values[number][seed] for number in there])
@@ -247,7 +285,7 @@ def _ranks(finished: Sequence[Sequence[Outcome]]) -> list[float | None]:
 
 def _over_seeds(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     """Difference of mean SRCC and its paired t-test over the seeds of both."""
-    mine, theirs = _by_seed(done), _by_seed(first)
+    mine, theirs = _by_seed([done, first])
     differences = np.array(
         [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
     )
@@ -268,13 +306,13 @@ def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     if not seeds or len(asked) > 1:
         return nothing
     sources = runs[0][0].sources
-    if len(set(sources)) < _LEAST_SOURCES:
+    if len(set(sources)) < intervals.MIN_SOURCES:
         return nothing
     counts = intervals.source_counts(
         sources, resamples=_RESAMPLES, rng=np.random.default_rng(0)
     )
     one, other = (np.array([_draws(p, counts) for p in side]) for side in runs)
-    # Tasks that have a value in every run (K, R).
+    # Tasks whose labels vary on the resample (K, R).
     defined = np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
     enough = defined.any(axis=0)
     if enough.mean() < _DEFINED:
@@ -283,7 +321,9 @@ def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     differences = differences.sum(axis=0)[enough] / defined.sum(axis=0)[enough]
     low, high = np.percentile(differences, (2.5, 97.5))
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(differences)))
+    p = None  # Of so few seeds, others could differ as much.
+    if len(seeds) >= _LEAST_SEEDS:
+        p = min(1.0, 2 * (1 + float(tail)) / (1 + len(differences)))
     return {"low": float(low), "high": float(high), "p_clips": p}
 
 
@@ -296,7 +336,9 @@ def _draws(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
         if known.sum() < 3:
             found.append(np.full(len(counts), math.nan))
             continue
-        found.append(metrics.resampled("srcc", scores, labels[known], counts[:, known]))
+        found.append(
+            metrics.comparable("srcc", scores, labels[known], counts[:, known])
+        )
     return np.array(found)
 
 
@@ -315,4 +357,5 @@ def _plus_minus(row: Row, name: str) -> str:
     if row[name] is None:
         return "-"
     spread = row[f"{name}_sd"]
-    return f"{row[name]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+    text = metrics.text(row[name], 3)
+    return text if spread is None else f"{text} ± {metrics.text(spread, 3)}"

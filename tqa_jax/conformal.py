@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tqa_jax import intervals, schema
+from tqa_jax import intervals, metrics, schema
 
 LEVEL = 0.95
 """Share of clips whose label lies within the interval."""
@@ -107,13 +107,11 @@ def report(
             counts = intervals.source_counts(
                 names.tolist(), resamples=resamples, rng=np.random.default_rng(seed)
             )
-            draws = counts @ covered / counts.sum(axis=1)
-            low, high = np.percentile(draws, (2.5, 97.5)) if len(draws) else (None,) * 2
-            one["coverage"] = {
-                "value": float(covered.mean()),
-                "low": None if low is None else float(low),
-                "high": None if high is None else float(high),
-            }
+            # The share of clips inside is an accuracy.
+            inside = metrics.Prepared(covered, np.ones_like(covered), "")
+            one["coverage"] = intervals.interval(
+                "accuracy3", inside, counts, names
+            ).to_json()
         if spread is not None and len(test_errors):
             column = spread[there, k]
             one["mean_spread"] = float(column.mean())

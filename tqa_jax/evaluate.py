@@ -59,7 +59,11 @@ def validate(
         `loss`, `srcc`, `plcc` and `ccc` by task, None where undefined.
     """
     sums, counts = losses.task_loss_sums(
-        scores, labels, np.isfinite(labels), l1_weight=l1_weight
+        scores,
+        labels,
+        np.isfinite(labels),
+        l1_weight=l1_weight,
+        units=np.array([task.unit for task in tasks]),
     )
     means = np.asarray(losses.mean(sums, counts)).tolist()
     found: dict[str, dict[str, float | None]] = {
@@ -92,20 +96,19 @@ def selection(
         weights: by task, for the mean; empty weighs all tasks equally.
 
     Returns:
-        The weighted mean over the tasks on which the metric is defined, then the
-        metric of each task. Larger is better; None where undefined.
+        The weighted mean over the tasks on whose labels the metric is defined (see
+        `metrics.counted`), then the metric of each task. Larger is better; None where
+        undefined.
     """
     sign = -1.0 if metric == "loss" else 1.0
     values = {
         name: None if value is None else sign * value
         for name, value in figures[metric].items()
     }
-    # Constant predictions have a CCC but no correlation. They are no better than
-    # chance; left out, they would make an epoch in which a task collapsed look good.
     counted = {
-        name: 0.0 if value is None else value
+        name: number
         for name, value in values.items()
-        if value is not None or figures["ccc"][name] is not None
+        if (number := metrics.counted(value, figures["ccc"][name])) is not None
     }
     shares = {name: weights.get(name, 0.0) if weights else 1.0 for name in counted}
     total = sum(shares.values())
@@ -172,7 +175,9 @@ def final(
         What `intervals.report` returns.
     """
     mappings = {
-        task.name: logistic.fit(validation[0][:, k], validation[1][:, k])
+        task.name: logistic.fit(
+            validation[0][:, k], validation[1][:, k], low=task.low, high=task.high
+        )
         for k, task in enumerate(tasks)
     }
     return intervals.report(
@@ -196,7 +201,8 @@ def write_predictions(
 
     Args:
         path: of the CSV, written atomically.
-        splits: by name: clips, their scores, and the scores' spread or None.
+        splits: by name: clips, their scores, and the scores' spread or None. Numbers
+            have the digits that give them back.
         tasks: of the data set.
     """
     kinds = ("score", "label", "spread")
@@ -207,9 +213,9 @@ def write_predictions(
             cells = []
             for k, label in enumerate(clips.labels[number]):
                 cells += [
-                    f"{scores[number, k]:.4f}",
-                    "" if np.isnan(label) else f"{label:g}",
-                    "" if spread is None else f"{spread[number, k]:.4f}",
+                    str(scores[number, k]),
+                    "" if np.isnan(label) else str(label),
+                    "" if spread is None else str(spread[number, k]),
                 ]
             rows.append([name, clips.sources[number], split, *cells])
     output.write(path, output.table(["clip", "source", "split", *columns], rows))

@@ -20,7 +20,8 @@ from tqa_jax import schema as schema_lib
 
 _CELLS = 2_000_000  # resamples x clips that are worked on at a time
 _UNDEFINED = 0.1  # share of resamples that may leave a metric undefined
-_MIN_SOURCES = 3
+MIN_SOURCES = 3
+"""Sources without which resampling them gives no interval."""
 _FEW_SOURCES = 20
 _LEVEL = (2.5, 97.5)  # percentiles
 
@@ -279,9 +280,9 @@ def _draws(
 ) -> tuple[str, np.ndarray]:
     """Returns a reason against an interval, and (runs, resamples) defined values."""
     distinct = len(np.unique(np.asarray(sources)))
-    if distinct < _MIN_SOURCES:
+    if distinct < MIN_SOURCES:
         found = f"{distinct} source" + ("s" if distinct > 1 else "")
-        return f"no interval: {found}; at least {_MIN_SOURCES} needed", np.empty(0)
+        return f"no interval: {found}; at least {MIN_SOURCES} needed", np.empty(0)
     step = max(1, _CELLS // counts.shape[-1])
     values = np.array(
         [
@@ -324,10 +325,11 @@ def _check_sources(sources: Sequence[str], clips: int) -> np.ndarray:
 
 
 def _number(value: float | None) -> str:
-    return f"{'-':>5}" if value is None else f"{value:5.2f}"
+    return f"{'-' if value is None else metrics.text(value):>5}"
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
     if entry.get("low") is None:
         return _number(entry["value"])
-    return f"{entry['value']:5.2f} [{entry['low']:5.2f},{entry['high']:5.2f}]"
+    value, low, high = (_number(entry[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low},{high}]"

@@ -15,6 +15,7 @@ def task_loss_sums(
     present: Bool[Array, "*B K"],
     *,
     l1_weight: float = 0.1,
+    units: Float[Array, " K"] | float = 1.0,
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Sums squared plus weighted absolute error over the labelled clips of each task.
 
@@ -23,6 +24,7 @@ def task_loss_sums(
         labels: opinion scores on the same scales; ignored where `present` is False.
         present: True where the clip has a label for the task.
         l1_weight: factor on the absolute error.
+        units: factors on errors, see `schema.Task.unit`.
 
     Returns:
         Loss sums and label counts, one entry per task. A task without labels has
@@ -42,6 +44,7 @@ def task_loss_sums(
         )
     # Masked before squaring: a huge or NaN error times zero would still be NaN.
     error = jnp.where(present, scores - labels, 0).astype(jnp.float32)
+    error = error * jnp.asarray(units, jnp.float32)
     loss = jnp.square(error) + l1_weight * jnp.abs(error)
     axes = tuple(range(loss.ndim - 1))
     return loss.sum(axis=axes), present.sum(axis=axes).astype(jnp.float32)

@@ -21,7 +21,7 @@ _Counts = Float[np.ndarray, "R N"]
 _Draws = Float[np.ndarray, " R"]
 
 _CONSTANT = 1e-6  # relative spread below which float32 predictions are all the same
-_ON_THRESHOLD = 1e-6  # in classes: 1.8 stored as float32 still counts as 1.8
+_ON_THRESHOLD = 1e-6  # relative: 1.8 stored as float32 still counts as 1.8
 _ROWS = 256  # rows of the matrix of clip pairs that are held at a time
 
 
@@ -46,6 +46,17 @@ class Value(NamedTuple):
             return {"value": None, "reason": self.reason}
         result = {"value": self.value, "low": self.low, "high": self.high}
         return result | ({"reason": self.reason} if self.reason else {})
+
+
+def text(value: float, places: int = 2) -> str:
+    """A number for a table, with digits after the point; all of a small one's first.
+
+    Example:
+        >>> text(1.234), text(0.001234)
+        ('1.23', '0.0012')
+    """
+    small = 0 < abs(value) < 10.0**-places
+    return f"{value:.{places}g}" if small else f"{value:.{places}f}"
 
 
 def mse(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
@@ -106,7 +117,8 @@ def krcc(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
             (untied_labels, np.abs(y)),
         ):
             total += ((counts @ pairs.T) * counts[:, rows]).sum(axis=-1)
-    return agree / (np.sqrt(untied_scores) * np.sqrt(untied_labels))
+    tau = agree / (np.sqrt(untied_scores) * np.sqrt(untied_labels))
+    return np.clip(tau, -1, 1)  # Roots are rounded.
 
 
 def ccc(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
@@ -114,7 +126,7 @@ def ccc(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
     x, y = _centred(scores, counts), _centred(labels, counts)
     gap = _mean(scores - labels, counts)
     spread = _mean(x * x, counts) + _mean(y * y, counts)
-    return 2 * _mean(x * y, counts) / (spread + gap**2)
+    return np.clip(2 * _mean(x * y, counts) / (spread + gap**2), -1, 1)
 
 
 def accuracy(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
@@ -123,7 +135,7 @@ def accuracy(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
 
 
 def qwk(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
-    """Computes Cohen's kappa with quadratic weights on class numbers, at most 1.
+    """Computes Cohen's kappa with quadratic weights on class numbers, -1 to 1.
 
     With quadratic weights the observed disagreement is the squared error of the class
     numbers, and the one expected by chance that of independent draws.
@@ -131,7 +143,7 @@ def qwk(scores: _Clips, labels: _Clips, counts: _Counts) -> _Draws:
     x, y = _centred(scores, counts), _centred(labels, counts)
     gap = _mean(scores - labels, counts)
     chance = _mean(x * x, counts) + _mean(y * y, counts) + gap**2
-    return 1 - mse(scores, labels, counts) / chance
+    return np.clip(1 - mse(scores, labels, counts) / chance, -1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +285,32 @@ def resampled(
     return np.where(np.isfinite(result), result, np.nan)
 
 
+def comparable(
+    metric: str,
+    scores: _Clips,
+    labels: _Clips,
+    counts: _Counts,
+) -> _Draws:
+    """As `resampled`, for means and differences over tasks, groups or runs.
+
+    A correlation of predictions that are constant, where labels vary, is 0 here: no
+    better than chance. Left out, a run whose hard task collapsed would look good.
+    """
+    values = resampled(metric, scores, labels, counts)
+    if not METRICS[metric].scores_vary:
+        return values
+    collapsed = varies(labels, counts) & ~varies(scores, counts)
+    return np.where(collapsed, 0.0, values)
+
+
+def counted(value: float | None, ccc: float | None) -> float | None:
+    """What `comparable` would give for a task, from its value and its CCC.
+
+    Constant predictions have a CCC but no correlation.
+    """
+    return 0.0 if value is None and ccc is not None else value
+
+
 def measure(
     metric: str,
     scores: _Clips,
@@ -338,8 +376,9 @@ def to_classes(values: _Clips, *, low: float, high: float, classes: int) -> _Cli
     A value on a threshold belongs to the class above; values outside the range belong
     to the outermost classes.
     """
-    position = (values - low) / (high - low) * classes
-    return np.clip(np.floor(position + _ON_THRESHOLD), 0, classes - 1)
+    width = (high - low) / classes
+    rounding = _ON_THRESHOLD * max(abs(low), abs(high), high - low) / width
+    return np.clip(np.floor((values - low) / width + rounding), 0, classes - 1)
 
 
 def varies(values: _Clips, counts: _Counts) -> Bool[np.ndarray, " R"]:

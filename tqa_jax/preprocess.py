@@ -24,6 +24,11 @@ PCA_WIDTHS = {"visual": 100, "audio": 200, "keypoints": 50}
 """Usual widths after PCA; a modality that is not named keeps its width."""
 
 _SAMPLE_ROWS = 50_000
+# In standard deviations. Of fewer than a million rows none can be further from their
+# mean, and what is further must not overflow, not even in float16 after PCA.
+_FARTHEST = 1000.0
+# Relative: rounding of float32 inputs leaves a constant feature with a tiny deviation.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +37,9 @@ class Transform:
 
     Attributes:
         median: replaces NaN and infinity, float32 (D,).
-        low: lower winsorising bound, -inf when off, float32 (D,).
-        high: upper bound, inf when off, float32 (D,).
+        low: least value, float32 (D,): 1000 standard deviations below the mean, or the
+            winsorising bound if that is higher. -inf in files of older versions.
+        high: largest value, likewise, float32 (D,).
         mean: of the imputed, winsorised training rows, float32 (D,).
         scale: 1 / standard deviation, 0 for a constant feature, float32 (D,).
         components: principal directions, float32 (D, P), scaled by one number such
@@ -64,12 +70,11 @@ def apply(transform: Transform, rows: Float[Any, "*T D"]) -> Float[Any, "*T P"]:
         rows: raw features, a NumPy or JAX array; NaN and infinity are imputed.
 
     Returns:
-        Finite features, of the same kind of array.
+        Finite features, of the same kind of array; float16 can hold them.
     """
     xp = rows.__array_namespace__()
     rows = xp.where(xp.isfinite(rows), rows, transform.median)
-    if np.isfinite(transform.low).any() or np.isfinite(transform.high).any():
-        rows = xp.clip(rows, transform.low, transform.high)
+    rows = xp.clip(rows, transform.low, transform.high)
     # In place in NumPy, on the copy that `where` made.
     rows -= transform.mean
     rows *= transform.scale
@@ -94,7 +99,8 @@ def fit(
         pca: width after PCA by modality; others, and modalities that are not wider
             than their target, are passed through.
         winsorise: values beyond this many interquartile ranges outside the quartiles
-            are moved to that bound; 0 is off, Tukey's fences are 1.5.
+            are moved to that bound; 0 is off, Tukey's fences are 1.5. A feature whose
+            quartiles are equal is left alone: all that it says lies outside them.
 
     Returns:
         A transform for each modality. Medians and quartiles come from all rows, or
@@ -121,8 +127,8 @@ def fit(
     for clip in clips():
         for name, rows in clip.items():
             median, low, high = start[name]
-            rows = np.where(np.isfinite(rows), rows, median)
-            rows = (np.clip(rows, low, high) - median).astype(np.float64)
+            rows = np.where(np.isfinite(rows), rows, median).astype(np.float64)
+            rows = np.clip(rows, low, high) - median
             sums[name] += rows.sum(axis=0)
             products[name] += rows.T @ rows
     return {
@@ -167,13 +173,12 @@ class _Sample:
             values = self._rows[:, column]
             values = values[np.isfinite(values)]
             if len(values):
+                values = values.astype(np.float64)  # Their differences may overflow.
                 found[:, column] = np.percentile(values, (25, 50, 75))
-        lower, median, upper = found.astype(np.float32)
-        if not winsorise:
-            unbounded = np.full(width, np.inf, np.float32)
-            return median, -unbounded, unbounded
-        reach = np.float32(winsorise) * (upper - lower)
-        return median, lower - reach, upper + reach
+        lower, median, upper = found
+        sparse = upper - lower <= _ROUNDING * np.abs(median)
+        reach = np.where(sparse | (not winsorise), np.inf, winsorise * (upper - lower))
+        return median.astype(np.float32), lower - reach, upper + reach
 
 
 def _transform(
@@ -186,9 +191,13 @@ def _transform(
     median, low, high = start
     covariance = product - np.outer(mean, mean)
     deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
-    # Rounding of float32 inputs leaves a constant feature with a tiny deviation.
-    constant = deviation <= 1e-6 * (np.abs(median) + np.abs(mean)) + 1e-12
+    constant = deviation <= _ROUNDING * (np.abs(median) + np.abs(mean)) + 1e-12
     scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
+    mean = median + mean
+    largest = float(np.finfo(np.float32).max)
+    reach = np.minimum(_FARTHEST * deviation, 0.99 * largest)
+    low = np.maximum(low, np.maximum(mean - reach, -largest))
+    high = np.minimum(high, np.minimum(mean + reach, largest))
     components = np.zeros((len(median), 0))
     explained = 1.0
     if 0 < target < len(median):
@@ -199,8 +208,9 @@ def _transform(
         # An eigenvector's sign is arbitrary: its largest entry is made positive.
         largest = np.argmax(np.abs(vectors), axis=0)
         vectors = vectors * np.sign(vectors[largest, np.arange(target)])
-        components = vectors * np.sqrt(target / max(values.sum(), 1e-12))
-    arrays = (median, low, high, median + mean, scale, components)
+        # Without a feature that varies all values are 0.
+        components = vectors * np.sqrt(target / (values.sum() or target))
+    arrays = (median, low, high, mean, scale, components)
     return Transform(*(array.astype(np.float32) for array in arrays), explained)
 
 

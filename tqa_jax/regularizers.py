@@ -2,7 +2,8 @@
 
 The one thing to know: these look at the whole batch (all micro-batches and devices)
 and at predictions only; missing labels play no part. Correlations of fewer than 8
-clips are noise and count as 0.
+clips are noise and count as 0. What `make` returns takes scores of any ranges; the
+functions here take them as on a 1-5 scale, which their epsilons are for.
 """
 
 from collections.abc import Callable
@@ -94,12 +95,20 @@ def corr_target(target: Float[Array, "K K"]) -> Consistency:
 MODES = ("std", "corr", "cov", "corr_target")
 
 
-def make(mode: str, target: Float[Array, "K K"]) -> Consistency:
+def make(
+    mode: str,
+    target: Float[Array, "K K"],
+    *,
+    low: Float[Array, " K"] | float = 1.0,
+    units: Float[Array, " K"] | float = 1.0,
+) -> Consistency:
     """Returns the consistency of a name.
 
     Args:
         mode: one of `MODES`.
         target: see `corr_target`.
+        low: lowest score of each task.
+        units: factors on differences of scores, see `schema.Task.unit`.
 
     Raises:
         InputError: for another name.
@@ -108,6 +117,6 @@ def make(mode: str, target: Float[Array, "K K"]) -> Consistency:
         raise schema.InputError(
             f"unknown consistency {mode!r}; available: {', '.join(MODES)}"
         )
-    if mode == "corr_target":
-        return corr_target(target)
-    return {"std": std, "corr": corr, "cov": cov}[mode]
+    modes = {"std": std, "corr": corr, "cov": cov, "corr_target": corr_target(target)}
+    low, units = jnp.asarray(low, jnp.float32), jnp.asarray(units, jnp.float32)
+    return lambda scores, there: modes[mode]((scores - low) * units, there)

@@ -226,17 +226,17 @@ class MetricsLog:
     """Appends to `metrics.jsonl`, and to TensorBoard files when asked to.
 
     Fields of a line: `step`, `epoch` and `split` always. Of `train`: `loss/total`,
-    `loss/consistency`, `loss/<task>`, `weight/<task>`, `log_variance/<task>` (of
-    weightings that learn it), `coefficient/<task>` (of gradient surgery, 1 without),
-    `grad_norm/total`, `grad_norm/<task>` (of the unweighted loss at the last shared
-    layer), `labels/<task>` (in the batch), `lr`, `lr/<task>` (of the head),
-    `loss_scale`, `skipped` (steps in a row), `skipped/<task>` (1 where the step was
-    skipped and this task's loss or gradient was not finite). Of `validation`:
-    `loss/<task>`, `srcc/<task>`, `plcc/<task>`, `ccc/<task>`, `selection` (the metric
-    that chooses the epoch), `best`, `correlation` (matrices of predictions and labels),
-    `clips_per_second`, `memory/temp_bytes` (of the compiled program),
-    `memory/peak_bytes` (of the device, null where it does not say). A value that is
-    undefined or not finite is null.
+    `loss/consistency`, `loss/<task>` (as on a 1-5 scale), `weight/<task>`,
+    `log_variance/<task>` (of weightings that learn it), `coefficient/<task>` (of
+    gradient surgery, 1 without), `grad_norm/total`, `grad_norm/<task>` (of the
+    unweighted loss at the last shared layer), `labels/<task>` (in the batch), `lr`,
+    `lr/<task>` (of the head), `loss_scale`, `skipped` (steps in a row),
+    `skipped/<task>` (1 where the step was skipped and this task's loss or gradient was
+    not finite). Of `validation`: `loss/<task>`, `srcc/<task>`, `plcc/<task>`,
+    `ccc/<task>`, `selection` (the metric that chooses the epoch), `best`, `correlation`
+    (matrices of predictions and labels), `clips_per_second`, `memory/temp_bytes` (of the
+    compiled program), `memory/peak_bytes` (of the device, null where it does not say).
+    A value that is undefined or not finite is null.
     """
 
     def __init__(

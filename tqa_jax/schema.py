@@ -63,6 +63,15 @@ class Task:
     high: float = 5.0
     description: str = ""
 
+    @property
+    def unit(self) -> float:
+        """Factor that makes differences of scores what they are on a 1-5 scale.
+
+        Losses count in these units: factors, weightings and clipping mean the same
+        on any score range, and tasks of different ranges are comparable.
+        """
+        return 4.0 / (self.high - self.low)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schema:

@@ -342,7 +342,7 @@ def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
             numbers = [result["scores"][task][kind] for task in tasks for kind in kinds]
             cells = [
                 f"{result['seconds']:.2f}",
-                *("" if number is None else f"{number:.4f}" for number in numbers),
+                *("" if number is None else repr(number) for number in numbers),
                 "; ".join(result["warnings"]),
             ]
         rows.append([result["clip"], *cells, result.get("error", "")])

@@ -124,13 +124,6 @@ class Scorer:
         self.max_frames = description["max_frames"]
         self._widths = {one["name"]: one["width"] for one in self.schema["modalities"]}
         self._arrays = arrays
-        self._winsorised = {
-            name: bool(
-                np.isfinite(arrays[f"transforms/{name}/low"]).any()
-                or np.isfinite(arrays[f"transforms/{name}/high"]).any()
-            )
-            for name in self._widths
-        }
         params = {
             name.removeprefix("params/"): array
             for name, array in arrays.items()
@@ -295,8 +288,7 @@ class Scorer:
             finite = np.isfinite(rows)
             if not finite.all():
                 rows = np.where(finite, rows, median)
-            if self._winsorised[name]:
-                rows = np.clip(rows, low, high, out=rows)
+            rows = np.clip(rows, low, high, out=rows)
             rows -= mean
             rows *= scale
             return rows @ components if components.shape[1] else rows

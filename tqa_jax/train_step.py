@@ -70,6 +70,7 @@ class Objective(NamedTuple):
         consistency_tasks: numbers of the tasks that it looks at.
         smoothing: how far labels shrink toward `label_means`.
         label_means: mean training label of each task.
+        units: of each task's errors, see `schema.Task.unit`.
     """
 
     l1_weight: float
@@ -78,6 +79,7 @@ class Objective(NamedTuple):
     consistency_tasks: tuple[int, ...]
     smoothing: float
     label_means: Float[Array, " K"]
+    units: Float[Array, " K"] | float = 1.0
 
 
 def init(
@@ -221,7 +223,11 @@ def make(
         def task_losses(scores: Float[Array, "B K"]) -> Float[Array, " K"]:
             return losses.mean(
                 *losses.task_loss_sums(
-                    scores, labels, batch.label_mask, l1_weight=objective.l1_weight
+                    scores,
+                    labels,
+                    batch.label_mask,
+                    l1_weight=objective.l1_weight,
+                    units=objective.units,
                 )
             )
 

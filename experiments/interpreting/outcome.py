@@ -18,7 +18,6 @@ from tqa_jax import output, run_folder
 
 FORMAT = "tqa_jax.interpretation/1"
 FILE = "interpretation.json"
-_DIGITS = 5
 
 
 def gather(
@@ -114,13 +113,13 @@ def _clips(
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to five digits after the point, NaN as None."""
+    """Numbers to five digits, NaN as None."""
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     if isinstance(value, float):
-        return round(value, _DIGITS) if math.isfinite(value) else None
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     return value
 
 
@@ -150,7 +149,7 @@ def over_time_csv(found: Mapping[str, Any]) -> str:
     for one in found["clips"]:
         head = [one["kind"], one["clip"], one["task"]]
         frames = len(next(iter(one["attention"].values())))
-        times = [round(frame / one["fps"], _DIGITS) for frame in range(frames)]
+        times = [round(frame / one["fps"], 5) for frame in range(frames)]
         for what, seconds, columns in (
             ("attention", times, one["attention"]),
             ("change", one["seconds"], one["change"]),

@@ -350,7 +350,7 @@ def _mean_over_sources(
     if not len(values):
         return {"value": None, "reason": "defined for no clip"}
     found = {"value": float(values.mean()), "low": None, "high": None}
-    if resamples and len(set(sources)) >= 3:
+    if resamples and len(set(sources)) >= intervals.MIN_SOURCES:
         rng = np.random.default_rng(seed)
         counts = intervals.source_counts(sources, resamples=resamples, rng=rng)
         ends = np.percentile((counts @ values) / counts.sum(axis=1), (2.5, 97.5))

@@ -23,7 +23,6 @@ from tqa_jax import batch, intervals, metrics, pipeline, schema
 
 METRICS = ("srcc", "plcc", "rmse")
 _CELLS = 2_000_000  # Resamples x clips that are worked on at a time.
-_MIN_SOURCES = 3
 
 
 class Changed(NamedTuple):
@@ -167,7 +166,7 @@ def losses(
         known = np.isfinite(labels)
         sources = np.array(case.clips.sources)[known]
         counts = np.ones((1, int(known.sum())))
-        if len(set(sources)) >= _MIN_SOURCES:
+        if len(set(sources)) >= intervals.MIN_SOURCES:
             rng = np.random.default_rng(seed)
             drawn = intervals.source_counts(sources, resamples=resamples, rng=rng)
             counts = np.concatenate([counts, drawn])

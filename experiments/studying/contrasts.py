@@ -19,7 +19,6 @@ BIAS = "bias"
 RESAMPLES = 4000
 """p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows."""
 _LEAST_SEEDS = 3
-_LEAST_SOURCES = 3
 _DEFINED = 0.9  # Share of resamples that must have a value.
 _LEVEL = (2.5, 97.5)
 
@@ -39,7 +38,7 @@ def resamples(
         there are fewer than 3 sources, which give no interval.
     """
     every = np.ones((1, len(sources)))
-    if len(set(sources)) < _LEAST_SOURCES:
+    if len(set(sources)) < intervals.MIN_SOURCES:
         return every
     rng = np.random.default_rng(seed)
     drawn = intervals.source_counts(sources, resamples=number, rng=rng)
@@ -61,10 +60,11 @@ def figures(
         counts: from `resamples`.
 
     Returns:
-        The figures, NaN where undefined.
+        The figures, NaN where undefined; see `metrics.comparable`.
     """
     known = ~np.isnan(labels)
-    scores, labels, counts = scores[:, known], labels[known], counts[:, known]
+    scores, counts = scores[:, known], counts[:, known]
+    labels = labels[known].astype(float)
     found = np.full((len(scores), len(counts)), np.nan)
     if not known.any():
         return found
@@ -74,12 +74,8 @@ def figures(
             total = counts[there] @ (one - labels)
             found[run, there] = total / counts[there].sum(axis=-1)
             continue
-        # The range matters to figures of classes only.
-        ready = metrics.prepare(metric, one, labels.astype(float), low=0.0, high=1.0)
-        if not ready.reason:
-            found[run, there] = metrics.resampled(
-                metric, ready.scores, ready.labels, counts[there]
-            )
+        if len(labels) >= metrics.METRICS[metric].minimum:
+            found[run, there] = metrics.comparable(metric, one, labels, counts[there])
     return found
 
 
@@ -105,8 +101,8 @@ def estimate(values: Float[np.ndarray, "S R"]) -> dict[str, float | None]:
     Returns:
         `value` (mean over seeds), `sd` over seeds, `low` and `high` (95 % interval
         over sources), `p_seeds` (t-test) and `p_clips` (bootstrap), both two-sided
-        against 0. None where undefined: too few seeds or sources, or a figure that
-        fewer than 90 % of the resamples have.
+        against 0. None where undefined: p with fewer than 3 seeds, too few sources,
+        or a figure that fewer than 90 % of the resamples have.
     """
     found = dict.fromkeys(("value", "sd", "low", "high", "p_seeds", "p_clips"))
     plain = values[:, 0]
@@ -121,8 +117,9 @@ def estimate(values: Float[np.ndarray, "S R"]) -> dict[str, float | None]:
     defined = drawn[np.isfinite(drawn)]
     if len(defined) and len(defined) >= _DEFINED * len(drawn):
         found["low"], found["high"] = map(float, np.percentile(defined, _LEVEL))
-        tail = min((defined <= 0).sum(), (defined >= 0).sum())
-        found["p_clips"] = min(1.0, 2 * (1 + float(tail)) / (1 + len(defined)))
+        if len(plain) >= _LEAST_SEEDS:
+            tail = min((defined <= 0).sum(), (defined >= 0).sum())
+            found["p_clips"] = min(1.0, 2 * (1 + float(tail)) / (1 + len(defined)))
     return found
 
 

@@ -28,7 +28,7 @@ def differences(
     )
     names = [row["case"] for row in rows]
     for place, (row, name) in enumerate(zip(rows, names, strict=True)):
-        values = [o.results["average"]["srcc"]["value"] for o in cases[name]]
+        values = [comparison.average(o.results, "srcc") for o in cases[name]]
         values = [value for value in values if value is not None]
         left.plot(values, [place] * len(values), "o", color="C0", alpha=0.5, ms=4)
         if row["srcc"] is not None:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.studying import derived, results, shares
-from tqa_jax import metrics, records, schema
+from experiments.studying import contrasts, derived, results, shares
+from tqa_jax import records, schema
 from tqa_jax.report import files
 
 KINDS = ("all", "sure", "shuffled")
@@ -156,21 +156,18 @@ def errors(
             for seed in seeds:
                 pseudo = teachers[seed][share]
                 chosen = choose(pseudo, kind)
+                every = np.ones((1, len(chosen)))
                 cells.append(int(np.isfinite(chosen + pseudo.labels).sum()))
-                for k, task in enumerate(tasks):
+                for k in range(len(tasks)):
                     hidden = np.where(
                         np.isnan(chosen[:, k]), np.nan, pseudo.labels[:, k]
                     )
                     for metric, values in found.items():
-                        value = metrics.measure(
-                            metric,
-                            np.nan_to_num(chosen[:, k]),
-                            hidden,
-                            low=task.low,
-                            high=task.high,
-                        ).value
-                        if value is not None:
-                            values.append(value)
+                        (value,) = contrasts.figures(
+                            metric, np.nan_to_num(chosen[None, :, k]), hidden, every
+                        )[0]
+                        if np.isfinite(value):
+                            values.append(float(value))
             rows.append(
                 {"labels": f"{share} %", "pseudo-labels": kind}
                 | {"cells": float(np.mean(cells))}

@@ -46,19 +46,22 @@ def figure(
         return metrics.resampled(name, scores, labels, counts)
     total = np.zeros(len(counts))
     weight = np.zeros(len(counts))
+    varied = np.zeros(len(counts), bool)
     for generator in np.unique(names):
         mine = names == generator
         some = counts[:, mine]
         value = np.full(len(counts), np.nan)
         # A generator that was not drawn has no clips to rank.
         drawn = some.sum(axis=-1) > 0
-        value[drawn] = metrics.resampled(
+        value[drawn] = metrics.comparable(
             _WITHIN[name], scores[mine], labels[mine], some[drawn]
         )
+        varied[drawn] |= metrics.varies(scores[mine], some[drawn])
         there = np.isfinite(value)
         total[there] += (value * some.sum(axis=-1))[there]
         weight[there] += some.sum(axis=-1)[there]
-    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan)
+    defined = varied & (weight > 0)
+    return np.where(defined, total / np.where(defined, weight, 1), np.nan)
 
 
 def plain(
@@ -155,7 +158,9 @@ def compare(
 def resamples(
     groups: Sequence[str], number: int, seed: int = 0
 ) -> Float[np.ndarray, "R N"]:
-    """Draws resamples of whole groups of clips."""
+    """Draws resamples of whole groups of clips; none of too few groups."""
+    if len(set(groups)) < intervals.MIN_SOURCES:
+        number = 0
     rng = np.random.default_rng(seed)
     return intervals.source_counts(groups, resamples=number, rng=rng)
 
@@ -169,5 +174,7 @@ def _ends(draws: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+    """Mean over folds; one in which a method's predictions collapsed counts as 0."""
+    if all(value is None for value in values):
+        return None
+    return float(np.mean([0.0 if value is None else value for value in values]))

@@ -240,7 +240,12 @@ def pooled(
     scores, mapped = np.full((2, len(clips)), np.nan)
     for outcome, fold in zip(outcomes, folds, strict=True):
         scores[fold.test] = outcome.test
-        found = logistic.fit(outcome.inner, clips.labels[fold.train])
+        found = logistic.fit(
+            outcome.inner,
+            clips.labels[fold.train],
+            low=clips_lib.LOW,
+            high=clips_lib.HIGH,
+        )
         if found.params is not None:
             mapped[fold.test] = logistic.apply(outcome.test, found.params)
     return scores, mapped if np.isfinite(mapped).all() else None

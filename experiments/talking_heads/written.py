@@ -40,8 +40,8 @@ def predictions(
             name,
             clips.faces[n],
             clips.generators[n],
-            f"{clips.labels[n]:g}",
-            *[f"{some[method][n]:.4f}" for method in methods],
+            str(clips.labels[n]),
+            *[str(some[method][n]) for method in methods],
         ]
         for protocol, some in scores.items()
         for n, name in enumerate(clips.names)

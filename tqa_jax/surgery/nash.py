@@ -38,9 +38,11 @@ def make() -> surgery.Combine:
         epsilon = jnp.finfo(gram.dtype).eps
         cosines, norms = surgery.cosines(surgery.scaled(gram, active))
         identity = jnp.eye(num_tasks, dtype=gram.dtype)
-        # Opposite gradients have no solution; rounding can make eigenvalues negative.
+        # Gradients of which a combination of positive weights vanishes have no
+        # solution, and here one that is 0 up to the root of the least eigenvalue.
         values, vectors = jnp.linalg.eigh(cosines)
-        values = jnp.maximum(values, num_tasks * epsilon)
+        least = num_tasks * jnp.finfo(jnp.float32).eps  # More needs more steps.
+        values = jnp.maximum(values, least)
         cosines = (vectors * values) @ vectors.T
 
         # In x = a times norms, G becomes the cosines; absent tasks stay at x = 1.

@@ -135,9 +135,13 @@ def mean_over_active(
 def renormalise(
     weights: Float[Array, " K"], before: Float[Array, " K"], active: Bool[Array, " K"]
 ) -> Float[Array, " K"]:
-    """Scales the active tasks' weights to the sum that they had before."""
+    """Scales the active tasks' weights so that all sum to their number.
+
+    Absent tasks keep theirs. The sum that the active ones had before would do, but for
+    rounding errors, which add up over steps.
+    """
     total = jnp.where(active, weights, 0).sum()
-    wanted = jnp.where(active, before, 0).sum()
+    wanted = len(weights) - jnp.where(active, 0, before).sum()
     factor = wanted / jnp.where(total > 0, total, 1)
     return jnp.where(active, weights * factor, before)
 

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int
 from tqa_jax import schema, weighting
 
 _TINY = 1e-8
+_AT_TARGET = 1e-6  # relative
 
 
 class State(NamedTuple):
@@ -94,7 +95,9 @@ def make(
         ratio = signals.losses / jnp.maximum(initial, _TINY)
         rate = ratio / jnp.maximum(weighting.mean_over_active(ratio, active), _TINY)
         target = weighting.mean_over_active(norms, active) * rate**alpha
-        gradient = jnp.sign(norms - target) * signals.grad_norms
+        # At its target, a norm is off by rounding, whose sign Adam would follow.
+        off = jnp.abs(norms - target) > _AT_TARGET * target
+        gradient = jnp.where(off, jnp.sign(norms - target), 0) * signals.grad_norms
         gradient = gradient * (before if log_domain else jnp.sign(before))
         gradient = jnp.where(active, gradient, 0)
         learned = weighting.descend(optimizer, state.learned, gradient, signals)

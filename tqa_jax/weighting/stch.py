@@ -4,9 +4,9 @@
 
 here scaled to the number of labelled tasks. The task with the largest loss gets most:
 for when the worst score matters, not the mean. Preferences and ideal losses of the
-paper are 1 and 0. Losses must be comparable, as squared errors on one opinion scale
-are; where ranges differ, weigh by `variance` or use another. As mu falls it becomes the
-plain maximum, as mu grows, equal weights. Costs nothing and has no memory.
+paper are 1 and 0. Losses must be comparable, as errors in one unit are (see
+`schema.Task.unit`). As mu falls it becomes the plain maximum, as mu grows, equal
+weights. Costs nothing and has no memory.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@
 
 A mean squared error over the label variance is 1 - R^2, so this is regression on
 z-scored labels: the principled form of a hand-set weight such as 1000 on one task.
-Costs nothing. Use it where tasks have different score ranges or spreads.
+Costs nothing. Use it where tasks spread over different shares of their score ranges.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def make(
 
     Args:
         tasks: names of the tasks.
-        label_variances: of each task's training labels.
+        label_variances: of each task's training labels, as on a 1-5 scale.
 
     Raises:
         InputError: for a task whose labels do not vary.
