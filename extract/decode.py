@@ -287,3 +287,29 @@ def _header_seconds(container, video) -> tuple[float | None, float | None]:
 def _reason(error: Exception) -> str:
     """Returns FFmpeg's words for an error, without the path."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def stated_seconds(path: str | pathlib.Path) -> float | None:
+    """Reads how long a clip is from its header, None where that does not say it.
+
+    Raises:
+        ClipError: it cannot be opened.
+    """
+    try:
+        with av.open(
+            str(pathlib.Path(path).absolute()),
+            options={"format_whitelist": _FORMATS},
+            metadata_errors="ignore",
+        ) as container:
+            streams = [s.codec_context for s in container.streams]
+            length, size = container.duration, container.size
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise ClipError(f"not a readable video: {_reason(error)}") from error
+    if length is None:
+        return None
+    # FFmpeg's guess from the bit rates, see `_header_seconds`.
+    bits = sum(getattr(stream, "bit_rate", 0) or 0 for stream in streams)
+    guessed = bits and math.isclose(
+        length / av.time_base, 8 * size / bits, rel_tol=1e-3
+    )
+    return None if guessed else length / av.time_base

@@ -169,7 +169,8 @@ class Report:
             desc=what,
             disable=total == 1 or not sys.stderr.isatty(),
         )
-        if self._bar.disable and total > 1:
+        self._logs = total > 1 and self._bar.disable
+        if self._logs:
             _logger.info("%s: %d of %d clips", what, done, total)
 
     def add(self, more: str = "") -> None:
@@ -177,7 +178,7 @@ class Report:
         self._done += 1
         self._bar.set_postfix_str(more, refresh=False)
         self._bar.update()
-        if self._bar.disable and time.monotonic() - self._last >= _LOG_SECONDS:
+        if self._logs and time.monotonic() - self._last >= _LOG_SECONDS:
             self._last = time.monotonic()
             rate = (self._done - self._first) / (self._last - self._start)
             left = tqdm.tqdm.format_interval((self._total - self._done) / rate)

@@ -7,6 +7,7 @@ nor a GPU is used.
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -24,7 +25,6 @@ from tqa_jax import extraction, output, schema, score_page, scorer
 _FAR = 1.5  # Distance to training features, in units of what 99 % of them are below.
 _FACELESS = 0.1  # Share of rows without a face from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
-_HOP_SECONDS = 0.5
 _GAP_SECONDS = 1.0  # Without anything measured, of which a person should know.
 _SHOWN_WARNINGS = 4
 _KINDS = ("value", "low", "high", "spread")
@@ -192,15 +192,16 @@ def _writer(
     several = number > 1 or options.paths[0].is_dir()
     tasks = [task["name"] for task in judge.schema["tasks"]]
     suffix = "" if options.out is None else options.out.suffix.lower()
-    stream = sys.stdout
+    stream, guard = sys.stdout, contextlib.nullcontext
     if options.out is not None:
-        with output.writing(options.out):
+        guard = functools.partial(output.writing, options.out)
+        with guard():
             stream = stack.enter_context(
                 options.out.open("w", encoding="utf-8", errors="replace", newline="")
             )
 
     def put(text: str) -> None:
-        with output.writing(options.out or "standard output"):
+        with guard():
             _print(text, stream)
             stream.flush()
 
@@ -331,7 +332,7 @@ def timeline(
     """
     fps = judge.schema["fps"]
     rows = len(next(iter(masks.values())))
-    width, hop = round(_WINDOW_SECONDS * fps), round(_HOP_SECONDS * fps)
+    width, hop = round(_WINDOW_SECONDS * fps), round(score_page.HOP_SECONDS * fps)
     found = []
     for start in range(0, max(rows - width, 0) + 1, hop):
         part = slice(start, start + width)

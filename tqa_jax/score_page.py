@@ -11,6 +11,9 @@ from typing import Any
 
 from tqa_jax import schema
 
+HOP_SECONDS = 0.5
+"""From one stretch of a timeline to the next."""
+
 _THUMBNAILS = 8
 _SIZE = 96  # pixels, of the longer side
 _COLOURS = ("#0b6e99", "#b3541e", "#3f7d20", "#8e44ad", "#444444", "#a0522d")
@@ -93,7 +96,8 @@ def _row(
     # A line for each part of the clip that was measured.
     lines: list[list[Mapping[str, Any]]] = []
     for stretch in result["timeline"]:
-        if not lines or stretch["start"] > lines[-1][-1]["end"]:
+        start = stretch["start"]
+        if not lines or start > lines[-1][-1]["start"] + 1.5 * HOP_SECONDS:
             lines.append([])
         lines[-1].append(stretch)
 
