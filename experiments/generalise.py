@@ -524,8 +524,6 @@ def _row_others(
     common = [t for t in mine.schema.task_names if t in info.schema.task_names]
     here = [mine.schema.task_names.index(task) for task in common]
     there = [info.schema.task_names.index(task) for task in common]
-    if not found:
-        raise schema.InputError(f"{name} has no clips to test on")
     # Labels are not read when scoring, and may be of other tasks.
     blank = np.full(len(mine.schema.tasks), np.nan, np.float32)
     plain = [
@@ -537,7 +535,10 @@ def _row_others(
         )
         for clip in found
     ]
-    described = pipeline.describe(plain, scorers[0].max_frames)
+    described = scorers[0].describe(plain)
+    if not described.names:
+        raise schema.InputError(f"{name} has no clip with a measured frame to test on")
+    found, plain = ([part[n] for n in described.record] for part in (found, plain))
     scored = np.array([s.scores(s.windows(plain), described) for s in scorers])
     labels = np.array([clip.labels.astype(float)[there] for clip in found])
     train, test = ([*own["train"], *own["validation"]], plain)

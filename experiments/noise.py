@@ -146,7 +146,7 @@ def _measure(
     """Figures of an arm by input, level and metric."""
     scores: dict[tuple[str, float], list[np.ndarray]] = {}
     for one, scorer in zip(runs, rescore.load([r.folder for r in runs]), strict=True):
-        described = pipeline.describe(clips, scorer.max_frames)
+        described = scorer.describe(clips)
         clean = scorer.windows(clips)
         plain = scorer.scores(clean, described)
         _check(one, plain, described, tasks)

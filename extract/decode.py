@@ -205,12 +205,8 @@ def _check_promises(container, about, start: float, seconds: float, heard: float
     """
     if about.joinable:
         return  # FFmpeg takes the last time stamps, which may start again
-    in_all = (container.duration or 0) / av.time_base
-    # Where the header is silent, FFmpeg divides the file's size by the bit rates that
-    # it knows, often the sound's alone: that is no promise.
-    bits = sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
-    guess = 8 * container.size / bits if bits else math.inf
-    if in_all and math.isclose(in_all, guess, rel_tol=1e-3):
+    in_all = _file_seconds(container)
+    if container.duration and not in_all:
         return
     in_video, in_audio = (
         _stated_seconds(container.streams[at]) for at in (about.video, about.audio)
@@ -312,3 +308,25 @@ def _converter(aspect: float, media: Media) -> Callable:
         return pixels
 
     return convert
+
+
+def stated_seconds(path: str | pathlib.Path) -> float | None:
+    """Reads how long a clip is from its header, None where that does not say it.
+
+    Raises:
+        ClipError: it cannot be opened.
+    """
+    with packets.open_file(pathlib.Path(path).absolute()) as container:
+        return _file_seconds(container) or None
+
+
+def _file_seconds(container) -> float:
+    """Returns the length that the header states for the file, 0 where it does not.
+
+    Where the header is silent, FFmpeg divides the file's size by the bit rates that it
+    knows, often the sound's alone: that is no promise.
+    """
+    stated = (container.duration or 0) / av.time_base
+    bits = sum(getattr(s.codec_context, "bit_rate", 0) or 0 for s in container.streams)
+    guess = 8 * container.size / bits if bits else math.inf
+    return 0.0 if math.isclose(stated, guess, rel_tol=1e-3) else stated

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from tqa_jax import cli
 
 with cli.imports():
-    from extract import backends, landmarks, no_network
+    from extract import backends, landmarks
     from extract.degrading import degrade_build, degrade_plan
 
 
@@ -28,12 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = _parse(arguments)
     stopped = "stopped; the same command goes on"
-    return cli.run(lambda: _run(given, arguments), stopped=stopped)
+    return cli.run(lambda: _run(given), stopped=stopped)
 
 
-def _run(given: argparse.Namespace, arguments: Sequence[str] | None) -> int:
-    if given.no_network:
-        no_network.enter("extract.degrade", arguments)
+def _run(given: argparse.Namespace) -> int:
     cli.at_least_one(num_workers=given.num_workers)
     summary = degrade_build.build(
         given.clips,
@@ -128,7 +126,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=cli.path,
         metavar="FILE",
     )
-    no_network.add_option(parser)
     return parser.parse_args(arguments)
 
 

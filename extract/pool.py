@@ -15,7 +15,7 @@ import pathlib
 import re
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,13 @@ def load(folder: pathlib.Path, key: str) -> clips.ClipFeatures:
         return _loaded(file)
 
 
+def take(folder: pathlib.Path, key: str) -> clips.ClipFeatures:
+    """Reads a saved result and removes it."""
+    result = load(folder, key)
+    _result(folder, key).unlink()
+    return result
+
+
 def _result(folder: pathlib.Path, key: str) -> pathlib.Path:
     return folder / f"{key}.npz"
 
@@ -169,6 +176,7 @@ def measure(
     num_workers: int,
     timeout_seconds: float,
     device_batch: int | None = None,
+    done: Callable[[str, str | None], None] = lambda key, reason: None,
 ) -> Progress:
     """Measures the clips that have no result yet.
 
@@ -179,6 +187,8 @@ def measure(
         num_workers: processes.
         timeout_seconds: a clip that takes longer is given up.
         device_batch: rows that a network sees at once; None takes its default.
+        done: called with each fingerprint when its result is there, or with the reason
+            when the clip is rejected.
 
     Raises:
         schema.InputError: the folder cannot be written, or a network's weights do not
@@ -198,13 +208,17 @@ def measure(
             pool, todo, folder, options, timeout_seconds, 2 * progress.num_workers
         ):
             progress.add(key, clip, reason)
+            complete = [key]
             if networks is not None and reason is None:
-                see(networks, folder, key)
+                complete = see(networks, folder, key)
+            for name in complete:
+                done(name, reason)
             speed = progress.video_seconds / (time.perf_counter() - start)
             rejected = len(progress.rejected)
             report.add(f"{speed:.1f}x real time, {rejected} rejected")
         if networks is not None:
-            finish(networks, folder)
+            for name in finish(networks, folder):
+                done(name, None)
             progress.network_seconds = networks.seconds
     finally:
         report.close()
@@ -289,19 +303,19 @@ def observe(
     )
 
 
-def see(networks, folder: pathlib.Path, key: str) -> None:
-    """Gives an observed clip to the networks and keeps the clips they complete."""
+def see(networks, folder: pathlib.Path, key: str) -> list[str]:
+    """Gives an observed clip to the networks; keeps and lists those they complete."""
     with np.load(_observed(folder, key), allow_pickle=False) as file:
         clip = _loaded(file)
-    _keep(folder, networks.add(key, clip))
+    return _keep(folder, networks.add(key, clip))
 
 
-def finish(networks, folder: pathlib.Path) -> None:
-    """Completes the clips that still wait for a full batch."""
-    _keep(folder, networks.finish())
+def finish(networks, folder: pathlib.Path) -> list[str]:
+    """Completes and lists the clips that still wait for a full batch."""
+    return _keep(folder, networks.finish())
 
 
-def _keep(folder: pathlib.Path, complete) -> None:
+def _keep(folder: pathlib.Path, complete) -> list[str]:
     for key, clip in complete:
         try:
             save(folder, key, clip)
@@ -311,6 +325,7 @@ def _keep(folder: pathlib.Path, complete) -> None:
                 "command goes on with what is there"
             ) from error
         _observed(folder, key).unlink()
+    return [key for key, _ in complete]
 
 
 def _observe_one(

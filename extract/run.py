@@ -19,7 +19,7 @@ import tqa_jax
 from tqa_jax import cli, records, schema
 
 with cli.imports():
-    from extract import backends, build, clip, labels, landmarks, no_network, pool
+    from extract import backends, build, clip, labels, landmarks, pool
     from extract.degrading import degrade_plan
 
 STOPPED = "stopped; the same command goes on"
@@ -29,16 +29,8 @@ _OPTIONS = ("network_dtype", "max_seconds", "landmarker")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = parser("extract.run", __doc__)
-    no_network.add_option(options)
-    given = options.parse_args(arguments)
-
-    def work() -> int:
-        if given.no_network:
-            no_network.enter("extract.run", arguments)
-        return make("extract.run", given, pool.measure)
-
-    return cli.run(work, stopped=STOPPED)
+    given = parser("extract.run", __doc__).parse_args(arguments)
+    return cli.run(lambda: make("extract.run", given, pool.measure), stopped=STOPPED)
 
 
 def make(

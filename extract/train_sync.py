@@ -2,7 +2,7 @@ r"""Trains the sync head on a folder of clips, without labels.
 
     python -m extract.train_sync --clips=my_clips/ --out=sync_head.npz --evaluate
 
-The one thing to know: most of the clips should be in sync, see `extract.sync_fit`.
+Most of the clips should be in sync, see `extract.sync_fit`.
 
 `--evaluate` leaves out one clip at a time, trains on the others, shifts the sound of
 the one left out by -15 to 15 frames and counts how often 4 s of it show the shift.
@@ -25,7 +25,6 @@ with cli.imports():
         decode,
         files,
         landmarks,
-        no_network,
         sound,
         sync_fit,
         workers,
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parse(arguments)
     stopped = "stopped; nothing was written"
-    return cli.run(lambda: _run(options, arguments), stopped=stopped)
+    return cli.run(lambda: _run(options), stopped=stopped)
 
 
 def measure(
@@ -69,9 +68,7 @@ def measure(
         np.savez(file, points=points, aspect=aspect, samples=samples, present=present)
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
-    if options.no_network:
-        no_network.enter("extract.train_sync", arguments)
+def _run(options: argparse.Namespace) -> int:
     folder, out = options.clips, options.out
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
@@ -92,6 +89,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
         raise schema.InputError(
             f"no videos in {folder}; expected files such as .mp4, at any depth"
         )
+    _check_length(paths, options.max_seconds, options.evaluate)
     landmarks.check_library(model)
     names = [path.relative_to(folder).as_posix() for path in paths]
     with tempfile.TemporaryDirectory() as work:
@@ -123,6 +121,36 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
     sync_head.save(out, head)
     print(f"sync head of {head.num_clips} clips, {head.seconds:.0f} s: {out}")
     return 3 if rejected else 0
+
+
+def _check_length(
+    paths: Sequence[pathlib.Path], max_seconds: float, evaluate: bool
+) -> None:
+    """Refuses clips that are too short together, by their headers and before the work.
+
+    Raises:
+        schema.InputError: with the seconds that there are and those that are needed.
+    """
+    if evaluate and len(paths) < 2:
+        raise schema.InputError("one clip: --evaluate needs others to train on")
+    total = longest = 0.0
+    for path in paths:
+        try:
+            seconds = decode.stated_seconds(path)
+        except decode.ClipError:
+            continue  # It will be left out.
+        if seconds is None:
+            return  # It shows when the clip is decoded.
+        if seconds <= max_seconds:
+            total, longest = total + seconds, max(longest, seconds)
+        if total - evaluate * longest >= sync_fit.MIN_SECONDS:
+            return
+    less = f", {total - longest:.1f} s without the longest" if evaluate else ""
+    raise schema.InputError(
+        f"the clips last {total:.1f} s together{less}; a sync head needs at least "
+        f"{sync_fit.MIN_SECONDS:g} s of faces with sound, and learns from each further "
+        "minute"
+    )
 
 
 def _read(name: str, result: pathlib.Path) -> sync_fit.Clip:
@@ -181,7 +209,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=cli.path,
         metavar="FILE",
     )
-    no_network.add_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -160,25 +160,33 @@ class Report:
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         """Starts; `done` of `total` were done before."""
-        self._what, self._total, self._done = what, total, done
-        self._last = time.monotonic()
+        self._what, self._total, self._first, self._done = what, total, done, done
+        self._start = self._last = time.monotonic()
         self._bar = tqdm.tqdm(
             total=total,
             initial=done,
             unit="clip",
             desc=what,
-            disable=not sys.stderr.isatty(),
+            disable=total == 1 or not sys.stderr.isatty(),
         )
+        self._logs = total > 1 and self._bar.disable
+        if self._logs:
+            _logger.info("%s: %d of %d clips", what, done, total)
 
     def add(self, more: str = "") -> None:
         """Counts one clip; `more` is said beside the count."""
         self._done += 1
         self._bar.set_postfix_str(more, refresh=False)
         self._bar.update()
-        if self._bar.disable and time.monotonic() - self._last >= _LOG_SECONDS:
+        if self._logs and time.monotonic() - self._last >= _LOG_SECONDS:
             self._last = time.monotonic()
-            count = f"{self._what}: {self._done} of {self._total} clips"
-            _logger.info("%s", f"{count}, {more}" if more else count)
+            rate = (self._done - self._first) / (self._last - self._start)
+            left = tqdm.tqdm.format_interval((self._total - self._done) / rate)
+            line = (
+                f"{self._what}: {self._done} of {self._total} clips, "
+                f"{60 * rate:.1f} a minute, {left} left"
+            )
+            _logger.info("%s", f"{line}, {more}" if more else line)
 
     def close(self) -> None:
         """Ends the bar."""

@@ -89,7 +89,6 @@ def test_a_folder_that_cannot_be_written_ends_the_job(folder, tmp_path):
     [
         ("--visul=resnet101", "unknown option --visul=resnet101; neither extract.run"),
         ("--runner=Nope", "--runner=Nope"),
-        ("--no_network", "unknown option --no_network"),
     ],
 )
 def test_options_that_nobody_has_are_refused(folder, tmp_path, capsys, more, message):

@@ -32,6 +32,8 @@ def make_clips(windows_of=(1, 3, 2, 1)):
         window_clip=np.repeat(np.arange(number), windows_of),
         window_start=np.concatenate([np.arange(n) * 4 for n in windows_of]),
         frames=tuple(4 * n for n in windows_of),
+        record=np.arange(number),
+        unmeasured=(),
     )
 
 

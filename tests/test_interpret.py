@@ -62,7 +62,7 @@ def make_case(folder, model, params):
     windows = pipeline.load_windows(
         read(), transforms, max_frames=MAX_FRAMES, frames=MAX_FRAMES
     )
-    clips = pipeline.describe(read(), MAX_FRAMES)
+    clips = pipeline.describe(read(), MAX_FRAMES, transforms)
     return cases.Case(run, folder, folder, info, clips, windows)
 
 
@@ -169,7 +169,7 @@ def test_every_clip_gets_the_windows_of_another_clip():
     clip = np.repeat(np.arange(9), lengths)
     clips = pipeline.Clips(
         *(tuple("abcdefghi"), tuple("abcdefghi"), np.zeros((9, 1))),
-        *(clip, np.zeros(len(clip), int), (4,) * 9),
+        *(clip, np.zeros(len(clip), int), (4,) * 9, np.arange(9), ()),
     )
     givers = set()
     for _ in range(20):
@@ -193,6 +193,21 @@ def test_columns_are_taken_row_by_row_and_nothing_else_changes():
     np.testing.assert_array_equal(one, [[0, 9], [2, 7], [4, 9]])  # Starts again.
     np.testing.assert_array_equal(two, [[9, np.nan], [9, np.nan]])
     assert three.shape == (0, 2) and raw[0][0, 1] == 1
+
+
+def test_a_window_from_which_everything_is_hidden_counts_for_nothing(known):
+    clip = next(n for n, frames in enumerate(known.clips.frames) if frames > MAX_FRAMES)
+    first, last = known.windows_of(clip)
+    masks = {name: mask.copy() for name, mask in known.windows.frame_mask.items()}
+    for mask in masks.values():
+        mask[first] = False
+    hidden = known.windows.replace(frame_mask=masks)
+    single = known.window_scores(known.windows)
+    np.testing.assert_allclose(known.scores(hidden)[clip], single[last], rtol=1e-6)
+    for mask in masks.values():
+        mask[last] = False  # Nothing is left of the clip: what is said of nothing.
+    wanted = known.window_scores(hidden)[[first, last]].mean(axis=0)
+    np.testing.assert_allclose(known.scores(hidden)[clip], wanted, rtol=1e-6)
 
 
 def test_own_rows_give_back_the_windows(known, data):

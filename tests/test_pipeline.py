@@ -24,10 +24,17 @@ def data(tmp_path_factory):
     return path, info, clips, transforms
 
 
+def make_clip(measured, **others):
+    """A clip whose mask of each modality is given; there are no features to read."""
+    masks = {"visual": np.array(measured, bool)} | others
+    return records.Clip("c", "s", {}, masks, np.full(3, 2.0, np.float32))
+
+
 def test_windows_cover_every_frame_evenly():
     for frames in range(1, 120):
         for longest in (1, 2, 3, 7, 25, 150):
-            starts = pipeline.window_starts(frames, longest)
+            clip = make_clip(np.ones(frames))
+            starts = pipeline.window_starts(clip, longest, ["visual"])
             covered = {t for s in starts for t in range(s, min(s + longest, frames))}
             assert covered == set(range(frames))
             assert len(starts) == max(1, -(-frames // longest))
@@ -37,9 +44,57 @@ def test_windows_cover_every_frame_evenly():
             assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
 
 
+def test_windows_lie_where_something_was_measured():
+    def starts(clip, *names):
+        return pipeline.window_starts(clip, 4, names or ["visual"])
+
+    for frames in (3, 4, 7, 11, 20):
+        plain = starts(make_clip(np.ones(frames)))
+        for front, behind in ((0, 9), (1, 0), (5, 0), (3, 180)):
+            padded = make_clip(np.pad(np.ones(frames), (front, behind)))
+            assert starts(padded) == [start + front for start in plain]
+    gap = np.repeat([1, 0, 1], 4)
+    assert starts(make_clip(gap)) == [0, 8]
+    assert starts(make_clip(np.zeros(9))) == []
+    # A modality that is read counts, one that is not does not.
+    heard = make_clip(gap, audio=np.ones(12, bool))
+    assert starts(heard, "visual", "audio") == [0, 4, 8] and starts(heard) == [0, 8]
+
+
+def test_a_clip_without_a_measured_frame_is_no_clip(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [small.make_clip(number, f"s{number}", rng) for number in range(4)]
+    for mask in clips[1].frame_mask.values():
+        mask[:] = False
+    info = records.write_dataset(
+        tmp_path / "set",
+        [("train", clip) for clip in clips],
+        name="small",
+        schema=small.SCHEMA,
+        provenance={"kind": "ratings"},
+        dtype="float32",
+    )
+    found = pipeline.describe(clips, MAX_FRAMES, small.SCHEMA.widths)
+    assert found.names == ("clip0", "clip2", "clip3")
+    assert found.unmeasured == ("clip1",)
+    assert found.labels.shape == (3, 3) and set(found.window_clip) == {0, 1, 2}
+    transforms = preprocess.fit(
+        lambda: map(pipeline.measured_rows, clips), small.SCHEMA.widths, pca={}
+    )
+    whole = pipeline.load_windows(
+        clips, transforms, max_frames=MAX_FRAMES, frames=MAX_FRAMES
+    )
+    assert np.asarray(whole.clip_mask).all()
+    stream = pipeline.Stream(
+        tmp_path / "set", info, "train", transforms, clips=found, frames=MAX_FRAMES
+    )
+    rows = np.arange(len(found.window_clip))
+    assert_same(stream.rows(rows), whole)
+
+
 def test_describe_lists_clips_and_windows_in_stored_order(data):
     _, _, clips, _ = data
-    found = pipeline.describe(clips, MAX_FRAMES)
+    found = pipeline.describe(clips, MAX_FRAMES, small.SCHEMA.widths)
     assert found.names == tuple(clip.clip for clip in clips)
     assert found.sources == tuple(clip.source for clip in clips)
     assert found.frames == tuple(clip.frames for clip in clips)
@@ -47,7 +102,7 @@ def test_describe_lists_clips_and_windows_in_stored_order(data):
     wanted = [
         (number, start)
         for number, clip in enumerate(clips)
-        for start in pipeline.window_starts(clip.frames, MAX_FRAMES)
+        for start in pipeline.window_starts(clip, MAX_FRAMES, clip.frame_mask)
     ]
     np.testing.assert_array_equal(
         np.stack([found.window_clip, found.window_start], axis=-1), wanted
@@ -140,7 +195,7 @@ def test_in_order_lists_every_window_once():
 def both_ways(data, split="train", max_frames=MAX_FRAMES):
     path, info, _, transforms = data
     clips = list(records.read_split(path, info, split))
-    described = pipeline.describe(clips, max_frames)
+    described = pipeline.describe(clips, max_frames, transforms)
     frames = min(max_frames, max(described.frames))
     stream = pipeline.Stream(
         path, info, split, transforms, clips=described, frames=frames
@@ -215,7 +270,9 @@ def test_a_damaged_shard_stops_the_stream(data, tmp_path):
     _, info, _, transforms = data
     path = tmp_path / "set"
     info = small.write(path, clips=15)
-    clips = pipeline.describe(records.read_split(path, info, "train"), MAX_FRAMES)
+    clips = pipeline.describe(
+        records.read_split(path, info, "train"), MAX_FRAMES, transforms
+    )
     stream = pipeline.Stream(
         path, info, "train", transforms, clips=clips, frames=MAX_FRAMES
     )

@@ -103,6 +103,33 @@ def test_unknown_modality_is_refused_with_the_choices(path, tmp_path):
         open_dataset(path, tmp_path / "fit.npz", modalities=("video",))
 
 
+def test_clips_in_which_nothing_was_measured_are_named_and_left_out(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    pairs = [(s, small.make_clip(n, s, rng)) for s in schema.SPLITS for n in range(3)]
+    pairs = [(s, dataclasses.replace(c, clip=f"{s}{c.clip}")) for s, c in pairs]
+    for split, clip in pairs:
+        if split == "test" or clip.clip == "trainclip1":
+            clip.frame_mask["sync"][:] = False
+    records.write_dataset(
+        tmp_path / "set",
+        pairs,
+        name="small",
+        schema=small.SCHEMA,
+        provenance={"kind": "ratings"},
+    )
+    found = open_dataset(tmp_path / "set", tmp_path / "fit.npz", modalities=("sync",))
+    train = found.split("train")
+    assert train.clips.names == ("trainclip0", "trainclip2")
+    assert "1 train clip(s) without a measured frame" in caplog.text
+    assert "trainclip1" in caplog.text
+    with pytest.raises(
+        schema.InputError, match="no test clip .* measured frame of sync"
+    ):
+        found.split("test")
+    whole = open_dataset(tmp_path / "set", tmp_path / "all.npz")
+    assert len(whole.split("train").clips.names) == 3
+
+
 def test_an_absent_split_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     clips = [("train", small.make_clip(n, f"s{n}", rng)) for n in range(4)]

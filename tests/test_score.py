@@ -1,19 +1,21 @@
 """Scoring videos: from a clip to JSON, CSV and a page, and what is refused."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
 import os
 import pathlib
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from configs import smoke
-from extract import backends, clip
+from extract import backends, clip, pool
 from tests import media
 from tqa_jax import (
     assemble,
@@ -23,6 +25,7 @@ from tqa_jax import (
     reference,
     schema,
     score,
+    score_page,
     trained,
 )
 from tqa_jax import scorer as scorers
@@ -161,6 +164,102 @@ def test_timeline_scores_stretches_of_two_seconds(clips, scorer, scored):
     )
     for task, value in wanted.items():
         assert found["timeline"][1]["scores"][task] == pytest.approx(value, abs=1e-5)
+
+
+def test_numbers_have_no_more_digits_than_they_are_worth(scored):
+    for number in re.findall(r"-?\d+\.\d+", json.dumps(scored[0])):
+        assert len(number.strip("-0").replace(".", "").strip("0")) <= 6, number
+
+
+def test_a_terminal_gets_a_short_table(clips, scorer, scored, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status, out, err = run(capsys, clips / "a.mp4", f"--scorer={scorer}")
+    assert status == 0 and err == "" and out.count("\n") <= 12
+    for task, one in scored[0]["scores"].items():
+        (line,) = re.findall(rf"^{task} .*$", out, re.MULTILINE)
+        assert f" {one['value']:.2f} " in line
+        worst = min(scored[0]["timeline"], key=lambda part: part["scores"][task])
+        value, start = worst["scores"][task], worst["start"]
+        assert line.endswith(f"{value:.2f} from {start:.1f} s")
+    (overall,) = re.findall(r"^overall .*$", out, re.MULTILINE)
+    ends = [scored[0]["scores"]["overall"][end] for end in ("low", "high")]
+    assert f"{ends[0]:.2f} to {ends[1]:.2f}" in overall
+
+
+def test_a_stretch_in_which_nothing_was_measured_is_said_and_not_scored(clips, scorer):
+    judge, measured = scorers.load(scorer), measure(clips / "a.mp4")
+    features = {n: np.tile(x, (3, 1)) for n, x in measured.features.items()}
+    masks = {n: np.tile(x, 3) for n, x in measured.frame_mask.items()}
+    for mask in masks.values():
+        mask[75:150] = False
+    found = score.score_features(judge, features, masks)
+    assert "nothing was measured from 3.0 to 6.0 s: not scored" in found["warnings"]
+    starts = [round(25 * part["start"]) for part in found["timeline"]]
+    assert starts == [start for start in range(0, 176, 12) if not 75 <= start <= 100]
+    task = judge.schema["tasks"][4]
+    lines = score_page._row(found, task, "red")["lines"]
+    assert len(lines) == 2  # The drawing has a gap, too.
+    plain = score.score_features(judge, measured.features, measured.frame_mask)
+    assert not any("nothing was measured" in text for text in plain["warnings"])
+    for mask in masks.values():
+        mask[:] = False
+    with pytest.raises(scorers.ScorerError, match="nothing to score"):
+        score.score_features(judge, features, masks)
+
+
+def test_a_distance_is_worth_a_warning_from_one_and_a_half():
+    masks = {"audio": np.ones(50, bool)}
+    for distance, said in ((1.04, 0), (1.44, 0), (1.5, 1), (2.0, 1)):
+        assert len(score._warnings(25, masks, {"audio": distance})) == said
+
+
+def test_rows_are_written_as_they_come_and_survive_a_stop(
+    clips, scorer, tmp_path, capsys, monkeypatch
+):
+    measured = measure(clips / "a.mp4")
+    silent = {name: np.zeros_like(mask) for name, mask in measured.frame_mask.items()}
+    of = {"0": measured, "1": dataclasses.replace(measured, frame_mask=silent)}
+    out = tmp_path / "scores.csv"
+
+    def rows():
+        return list(csv.DictReader(io.StringIO(out.read_text())))
+
+    def measuring(work, folder, options, *, done, **more):
+        done("1", None)
+        assert not rows()  # In the order of the paths.
+        done("0", None)
+        assert [row["error"][:10] for row in rows()] == ["", "nothing to"]
+        done("3", "a reason")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "take", lambda folder, key: of[key])
+    monkeypatch.setattr(pool, "measure", measuring)
+    paths = [tmp_path / f"{letter}.mp4" for letter in "abcd"]
+    for path in paths:
+        path.touch()
+    page = tmp_path / "page.html"
+    status, _, err = run(
+        capsys, *paths, f"--scorer={scorer}", f"--out={out}", f"--html={page}"
+    )
+    assert status == 130 and "3 of 4 clips are done" in err
+    assert [pathlib.Path(row["clip"]).name for row in rows()] == [
+        "a.mp4",
+        "b.mp4",
+        "d.mp4",
+    ]
+    assert rows()[2]["error"] == "a reason" and float(rows()[0]["overall"]) >= 1
+    assert "a reason" in page.read_text()
+
+
+def test_the_suffix_of_out_chooses_how_scores_are_written(clips, scorer, tmp_path):
+    one, both = tmp_path / "a.csv", tmp_path / "both.json"
+    common = f"--scorer={scorer}"
+    assert score.main([str(clips / "a.mp4"), common, f"--out={one}"]) == 0
+    (row,) = csv.DictReader(io.StringIO(one.read_text()))
+    assert score.main([str(clips), common, f"--out={both}"]) == 3
+    first, second = json.loads(both.read_text())
+    assert float(row["overall"]) == first["scores"]["overall"]["value"]
+    assert "not a readable video" in second["error"]
 
 
 def test_page_shows_the_scores_and_asks_for_nothing(scored):

@@ -89,10 +89,10 @@ NO_WINDOW = {"temporal_window": 0}
 
 
 def make_clips(seed=0):
-    """Short, exact, long (three windows), one frame; gaps, NaN, absent modalities."""
+    """Short, exact, long, one frame; gaps, NaN, absent modalities."""
     rng = np.random.default_rng(seed)
     found = []
-    for number, frames in enumerate((MAX_FRAMES - 5, MAX_FRAMES, 31, 1, 9, 14)):
+    for number, frames in enumerate((MAX_FRAMES - 5, MAX_FRAMES, 31, 1, 9, 14, 36)):
         features = {
             name: (3 + 2 * rng.normal(size=(frames, width))).astype(np.float32)
             for name, width in RAW.items()
@@ -110,6 +110,9 @@ def make_clips(seed=0):
             mask["audio"][:] = False
             features["audio"][:] = np.nan
             features["visual"][0, :3] = np.nan, np.inf, -np.inf
+        if number == 6:
+            for rows in mask.values():
+                rows[MAX_FRAMES:-MAX_FRAMES] = False  # The whole middle window.
         for name in RAW:
             features[name][~mask[name]] = 1e6  # Must not be looked at.
         found.append(
@@ -177,7 +180,7 @@ def flax_scores(run, clips):
     windows = pipeline.load_windows(
         clips, run.transforms, max_frames=MAX_FRAMES, frames=MAX_FRAMES
     )
-    listed = pipeline.describe(clips, MAX_FRAMES)
+    listed = pipeline.describe(clips, MAX_FRAMES, run.transforms)
     each = np.stack([np.asarray(score(one, windows)) for one in run.members])
     return each, evaluate.pooled(each, listed).mean(axis=0), listed
 
@@ -201,6 +204,7 @@ def test_scores_are_those_of_the_flax_model(name):
     # The largest range is 10; raw scores reach about 3.
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-5)
     assert np.ptp(want, axis=0).min() > 1e-3  # The clips differ.
+    assert set(listed.window_start[listed.window_clip == 6]) == {0, 24}
     for number, clip in enumerate(clips):
         alone = found.score(clip.features, clip.frame_mask)
         np.testing.assert_allclose(as_array([alone])[0], want[number], atol=1e-5)
@@ -218,8 +222,57 @@ def test_members_are_averaged():
     got = [found.score(clip.features, clip.frame_mask) for clip in clips]
     np.testing.assert_allclose(as_array(got), want, atol=1e-5)
     _, scores = found.windows(clips[2].features, clips[2].frame_mask)
-    assert scores.shape == (3, 3, 3)
+    assert scores.shape == (3, 2, 3)
     assert np.ptp(windows, axis=0).max() > 0.1
+
+
+def unmeasured(clip, front, behind):
+    """The clip with frames around it in which no modality was measured."""
+
+    def longer(rows, fill):
+        ends = [(front, behind)] + [(0, 0)] * (rows.ndim - 1)
+        return np.pad(rows, ends, constant_values=fill)
+
+    return dataclasses.replace(
+        clip,
+        features={name: longer(rows, 7) for name, rows in clip.features.items()},
+        frame_mask={name: longer(m, False) for name, m in clip.frame_mask.items()},
+    )
+
+
+@pytest.mark.parametrize("name", ["synced", "optimized_mtl"])
+def test_unmeasured_frames_around_a_clip_change_no_score(name):
+    run = make_run(VARIANTS[name][0], **VARIANTS[name][1])
+    judge = make_scorer(run)
+    clips = make_clips()
+    ends = ((0, 180), (1, 0), (25, 0), (7, 180))
+    longer = [unmeasured(clip, *end) for end in ends for clip in clips]
+    want = np.tile(flax_scores(run, clips)[1], (len(ends), 1))
+    np.testing.assert_allclose(flax_scores(run, longer)[1], want, atol=1e-6)
+    want = [judge.score(clip.features, clip.frame_mask) for clip in clips]
+    got = [judge.score(clip.features, clip.frame_mask) for clip in longer]
+    np.testing.assert_allclose(
+        as_array(got), np.tile(as_array(want), (len(ends), 1)), atol=1e-6
+    )
+
+
+def test_a_window_without_a_measured_frame_counts_for_nothing():
+    judge, clip = make_scorer(make_run()), make_clips()[6]
+    parts = [
+        judge.score({name: rows[part] for name, rows in clip.features.items()})
+        for part in (slice(MAX_FRAMES), slice(-MAX_FRAMES, None))
+    ]
+    got = judge.score(clip.features, clip.frame_mask)
+    want = as_array(parts).mean(axis=0)
+    np.testing.assert_allclose(as_array([got])[0], want, atol=1e-6)
+    starts = judge.windows(clip.features, clip.frame_mask)[0]
+    np.testing.assert_array_equal(starts, [0, 2 * MAX_FRAMES])
+    # Sound alone is enough.
+    heard = clip.frame_mask | {"audio": np.ones(3 * MAX_FRAMES, bool)}
+    assert len(judge.windows(clip.features, heard)[0]) == 3
+    none = {name: np.zeros_like(mask) for name, mask in clip.frame_mask.items()}
+    with pytest.raises(scorer.ScorerError, match="no modality has a measured frame"):
+        judge.score(clip.features, none)
 
 
 def test_modality_left_out_is_one_that_is_masked():

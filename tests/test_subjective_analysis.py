@@ -7,6 +7,8 @@ from scipy import stats
 
 from experiments.subjective import __main__ as command
 from experiments.subjective import findings, ratings, recovery, summary, truth
+from extract import labels
+from tests import subjective
 
 
 def simulate(tmp_path, *arguments):
@@ -53,6 +55,73 @@ def test_simulated_answers_are_analysed(tmp_path, capsys):
     assert (found_in / "summary.md").read_text() in said
     first = {m["metric"]: m for m in found["models"] if m["model"] == scores[0]}
     assert first["plcc"]["value"] > 0.9
+
+
+def test_the_folder_of_a_simulation_is_one_that_is_analysed(tmp_path, capsys):
+    out, found = simulate(tmp_path), tmp_path / "found"
+    simulate(tmp_path, "--raters=10")  # Answers of earlier raters do not stay.
+    assert command.main(["analyse", f"--ratings={out}", f"--out={found}"]) == 0
+    assert len(rows(found / "raters.csv")) == 10
+    clips, given = rows(found / "clips.csv"), rows(found / "labels.csv")
+    assert list(given[0]) == ["clip", "source", "lip_sync", "overall"]
+    assert [row["clip"] for row in given] == [row["clip"] for row in clips]
+    for task in ("lip_sync", "overall"):
+        wanted = [float(row[f"{task}_mos"]) for row in clips]
+        np.testing.assert_allclose(
+            [float(row[task]) for row in given], wanted, rtol=1e-5
+        )
+    assert "8 have no source" in capsys.readouterr().out
+
+
+def test_mean_ratings_become_labels_that_an_extraction_reads(tmp_path, capsys):
+    folder = subjective.write_clips(tmp_path / "clips")
+    a, b, c, d = subjective.NAMES
+    lines = [
+        ("ann", "p1", 0, "trial", "s1", "A", a, a, 4, "", "", "left"),
+        ("bob", "p1", 0, "trial", "s1", "B", a, a, 5, "", "", "right"),
+        ("ann", "p2", 1, "trial", "s2", "A", b, b, 2, 1, "", ""),
+        ("ann", "p3", 2, "trial", "s3", "A", c, c, 3, "", 2.5, ""),
+        ("ann", "p4", 3, "repeat", "s4", "B", d, d, 1, 1, 1, ""),  # Not counted.
+    ]
+    header = "rater_id,item_id,trial_index,kind,source,left_label,left_path,right_path,"
+    header += "left_overall,right_overall,left_lip_sync,preference,right_lip_sync"
+    table = [(*line, "") for line in lines]
+    subjective.table(tmp_path / "answers.csv", header.split(","), table)
+    out = tmp_path / "found"
+    arguments = ["analyse", f"--ratings={tmp_path / 'answers.csv'}", f"--out={out}"]
+    assert command.main(arguments) == 0
+    read = labels.read(out / "labels.csv", folder)
+    found = {item.path: (item.source, item.labels) for item in read.items}
+    assert found == {
+        folder / a: ("s1", {"overall": 4.5}),
+        folder / b: ("s2", {"overall": 1.5}),
+        folder / c: ("s3", {"overall": 3.0, "lip_sync": 2.5}),
+    }
+
+
+def test_preferences_alone_make_no_labels(tmp_path, capsys):
+    line = ("ann", "p1", 0, "trial", "A", "x", "y", "left")
+    header = "rater_id,item_id,trial_index,kind,left_label,left_path,right_path"
+    path = tmp_path / "a.csv"
+    subjective.table(path, [*header.split(","), "preference"], [line])
+    out = tmp_path / "found"
+    out.mkdir()
+    (out / "labels.csv").write_text("of an earlier analysis")
+    assert command.main(["analyse", f"--ratings={path}", f"--out={out}"]) == 0
+    assert not (out / "labels.csv").exists()
+    assert "preferences make no labels" in capsys.readouterr().out
+
+
+def test_a_line_for_each_rater_and_clip_is_averaged(tmp_path):
+    lines = [("x", "s", "ann", 4, -1), ("x", "s", "bob", 3, 2), ("y", "", "ann", 1, "")]
+    header = ("clip", "source", "rater", "overall", "lip_sync")
+    path = subjective.table(tmp_path / "ratings.csv", header, lines)
+    out = tmp_path / "found"
+    assert command.main(["analyse", f"--ratings={path}", f"--out={out}"]) == 0
+    assert [tuple(row.values()) for row in rows(out / "labels.csv")] == [
+        ("x", "s", "3.5", "2"),
+        ("y", "", "1", ""),
+    ]
 
 
 def test_same_seed_same_files(tmp_path, capsys):

@@ -266,7 +266,7 @@ def test_session_with_mouse_and_keys_ends_in_the_file_of_its_answers(at_a_desk):
     check_rows(rater, rows, mouse=lambda at: at % 2 == 0)
     assert list(rows[0]) == [
         *("timestamp", "study", "rater_id", "item_id", "trial_index", "kind"),
-        *("left_label", "right_label", "left_path", "right_path"),
+        *("source", "left_label", "right_label", "left_path", "right_path"),
         *(f"{side}_{task}" for task in TASKS for side in SIDES),
         *("preference", "seconds", "plays_left", "plays_right", "comments"),
     ]

@@ -38,7 +38,7 @@ def test_correlations_are_with_the_others_and_the_worst_goes_first():
     table = quality + 0.2 * rng.normal(size=(6, 20))
     table[4], table[5] = rng.normal(size=20), -quality
     table[0, :3] = np.nan
-    found, out = screening.correlations([table])
+    found, out = screening.correlations([table], 6)
     assert out.tolist() == [False] * 4 + [True] * 2
     others = np.nanmean(np.delete(table, 5, axis=0), axis=0)
     assert found[5] == pytest.approx(np.corrcoef(table[5], others)[0, 1])
@@ -46,7 +46,7 @@ def test_correlations_are_with_the_others_and_the_worst_goes_first():
     assert found[0] == pytest.approx(np.corrcoef(table[0, 3:], rest)[0, 1])
     flat = np.tile(np.arange(4.0), (3, 1))
     flat[0] = 1
-    found, out = screening.correlations([flat])
+    found, out = screening.correlations([flat], 3)
     assert np.isnan(found[0]) and not out.any()
 
 

@@ -1,13 +1,15 @@
 import dataclasses
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
-from extract import sync_fit, train_sync
+from extract import decode, sync_fit, train_sync, workers
 from extract.backends import head as sync_head
 from extract.rendering import speech
+from tests import media
 from tqa_jax import output, schema
 
 CLIPS = pathlib.Path(os.environ.get("TQA_SHARED", "../shared")) / "data" / "clips"
@@ -291,6 +293,38 @@ def test_too_little_to_learn_from_is_said(described):
         sync_fit.fit([described[0], described[2]])
     with pytest.raises(schema.InputError, match="one clip"):
         sync_fit.evaluate([_clip(1)], described[:1])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "more", "message"),
+    [
+        ((8, 11), [], r"clips last 19\.0 s together; a sync head needs at least 20 s"),
+        ((15, 8), ["--evaluate"], r"23\.0 s together, 8\.0 s without the longest"),
+        ((25,), ["--evaluate"], "one clip: --evaluate needs others"),
+        ((12, 40), ["--max_seconds=30"], r"last 12\.0 s together"),
+    ],
+)
+def test_too_little_to_learn_from_is_said_before_the_work(
+    tmp_path, capsys, monkeypatch, seconds, more, message
+):
+    for number in range(len(seconds)):
+        (tmp_path / f"{number}.mp4").touch()
+    monkeypatch.setattr(
+        decode, "stated_seconds", lambda path: float(seconds[int(path.stem)])
+    )
+    monkeypatch.setattr(workers, "run", None)  # Nothing is measured.
+    out = tmp_path / "head.npz"
+    arguments = [f"--clips={tmp_path}", f"--out={out}", *more]
+    assert train_sync.main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_header_says_how_long_a_clip_is(tmp_path):
+    path = media.face(tmp_path / "a.mp4", 1.2)
+    assert decode.stated_seconds(path) == pytest.approx(1.2, abs=0.1)
+    (tmp_path / "b.mp4").write_bytes(b"nothing")
+    with pytest.raises(decode.ClipError, match="not a readable video"):
+        decode.stated_seconds(tmp_path / "b.mp4")
 
 
 def test_evaluation_plants_shifts_and_takes_out_the_clips_own(head):

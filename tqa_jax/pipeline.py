@@ -1,8 +1,9 @@
 """From shards to batches: windows of clips, in an order fixed by seed and epoch.
 
-The one thing to know: a row is a *window*. A clip of up to `max_frames` is one
-window, padded and masked; a longer one becomes several full windows, evenly spaced,
-which share its labels and whose scores are pooled afterwards.
+A row is a *window*. A clip of up to `max_frames` is one window, padded and masked; a
+longer one becomes several full windows, evenly spaced between its first and its last
+measured frame, which share its labels and whose scores are pooled afterwards. What was
+not measured in any modality of the run makes no window.
 """
 
 import concurrent.futures
@@ -21,7 +22,7 @@ from tqa_jax import batch, preprocess, records, schema, tfrecord
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Identity of the clips of a split, in stored order.
+    """Identity of the clips of a split that have a measured frame, in stored order.
 
     Attributes:
         names: clip ids.
@@ -30,6 +31,8 @@ class Clips:
         window_clip: for each window, the number of its clip, int (windows,).
         window_start: for each window, its first frame, int (windows,).
         frames: length of each clip.
+        record: for each clip, the number of its record in the split, int (clips,).
+        unmeasured: ids of the clips without a measured frame, which are left out.
     """
 
     names: tuple[str, ...]
@@ -38,35 +41,54 @@ class Clips:
     window_clip: np.ndarray
     window_start: np.ndarray
     frames: tuple[int, ...]
+    record: np.ndarray
+    unmeasured: tuple[str, ...]
 
 
-def window_starts(frames: int, max_frames: int) -> list[int]:
-    """Places full windows evenly over a clip.
+def window_starts(
+    clip: records.Clip, max_frames: int, modalities: Iterable[str]
+) -> list[int]:
+    """Places full windows evenly over the measured part of a clip.
 
     Args:
-        frames: length of the clip.
+        clip: the clip.
         max_frames: length of a window.
+        modalities: those that are read; a frame counts as measured if one of them is.
 
     Returns:
-        The first frame of each window: `[0]` for a clip that fits in one, else
-        ceil(frames / max_frames) starts from 0 to frames - max_frames.
+        The first frame of each window. The stretch from the first measured frame to
+        the last is one window if it fits, else ceil(frames / max_frames) of them, less
+        those in which nothing was measured. None without a measured frame.
     """
-    number = max(1, -(-frames // max_frames))
-    last = max(0, frames - max_frames)
-    return [round(start) for start in np.linspace(0, last, number)]
+    measured = np.any([clip.frame_mask[name] for name in modalities], axis=0)
+    frames = np.flatnonzero(measured)
+    if not len(frames):
+        return []
+    first, length = int(frames[0]), int(frames[-1] - frames[0]) + 1
+    number = -(-length // max_frames)
+    # Rounded before `first` is added, so that frames in front move no window.
+    starts = np.linspace(0, max(0, length - max_frames), number).round() + first
+    return [int(start) for start in starts if measured[int(start) :][:max_frames].any()]
 
 
-def describe(clips: Iterable[records.Clip], max_frames: int) -> Clips:
-    """Lists clips and their windows; keeps no features."""
+def describe(
+    clips: Iterable[records.Clip], max_frames: int, modalities: Iterable[str]
+) -> Clips:
+    """Lists clips and their windows (see `window_starts`); keeps no features."""
     names, sources, labels, window_clip, starts, frames = [], [], [], [], [], []
+    record, unmeasured = [], []
     for number, clip in enumerate(clips):
+        windows = window_starts(clip, max_frames, modalities)
+        if not windows:
+            unmeasured.append(clip.clip)
+            continue
+        window_clip += [len(names)] * len(windows)
+        starts += windows
         names.append(clip.clip)
         sources.append(clip.source)
         labels.append(clip.labels)
         frames.append(clip.frames)
-        for start in window_starts(clip.frames, max_frames):
-            window_clip.append(number)
-            starts.append(start)
+        record.append(number)
     return Clips(
         tuple(names),
         tuple(sources),
@@ -74,6 +96,8 @@ def describe(clips: Iterable[records.Clip], max_frames: int) -> Clips:
         np.array(window_clip, np.int64),
         np.array(starts, np.int64),
         tuple(frames),
+        np.array(record, np.int64),
+        tuple(unmeasured),
     )
 
 
@@ -167,7 +191,7 @@ def load_windows(
         [
             cut(clip, start, frames, transforms)
             for clip in clips
-            for start in window_starts(clip.frames, max_frames)
+            for start in window_starts(clip, max_frames, transforms)
         ]
     )
 
@@ -233,7 +257,8 @@ class Stream:
             for place, row in enumerate(rows.tolist()):
                 if row < 0:
                     continue
-                path, offset, length = self._places[self._clips.window_clip[row]]
+                record = self._clips.record[self._clips.window_clip[row]]
+                path, offset, length = self._places[record]
                 if path not in opened:
                     opened[path] = stack.enter_context(path.open("rb"))
                 data = tfrecord.read(opened[path], offset, length)

@@ -19,6 +19,7 @@ from tqa_jax import batch as batches
 from tqa_jax import pipeline, preprocess, processes, records, schema
 
 _logger = logging.getLogger(__name__)
+_NAMED = 5  # Clips that a line of the log names at most.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,27 @@ class Dataset:
         """Reads a split, into memory if it fits in `memory_bytes`.
 
         Raises:
-            InputError: when the split is empty or a shard is damaged.
+            InputError: when the split has no measured clip or a shard is damaged.
         """
-        clips = self._clips(name)
+        clips = pipeline.describe(
+            records.read_split(self.path, self.info, name),
+            self.max_frames,
+            self.modalities,
+        )
+        if clips.unmeasured:
+            _logger.warning(
+                "%d %s clip(s) without a measured frame are left out: %s%s",
+                len(clips.unmeasured),
+                name,
+                ", ".join(clips.unmeasured[:_NAMED]),
+                ", ..." * (len(clips.unmeasured) > _NAMED),
+            )
         if not clips.names:
+            if clips.unmeasured:
+                raise schema.InputError(
+                    f"no {name} clip of {self.path} has a measured frame of "
+                    f"{', '.join(self.modalities)}; extract other clips"
+                )
             raise schema.InputError(
                 f"{self.path} has no {name} clips; give the labels CSV a split column, "
                 "or more sources"
@@ -89,10 +107,6 @@ class Dataset:
                 frames=frames,
             )
         return Split(clips, frames, windows, stream)
-
-    def _clips(self, name: str) -> pipeline.Clips:
-        found = records.read_split(self.path, self.info, name)
-        return pipeline.describe(found, self.max_frames)
 
 
 def open_dataset(

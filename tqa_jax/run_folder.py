@@ -234,9 +234,9 @@ class MetricsLog:
     `skipped/<task>` (1 where the step was skipped and this task's loss or gradient was
     not finite). Of `validation`: `loss/<task>`, `srcc/<task>`, `plcc/<task>`,
     `ccc/<task>`, `selection` (the metric that chooses the epoch), `best`, `correlation`
-    (matrices of predictions and labels), `clips_per_second`, `memory/temp_bytes` (of the
-    compiled program), `memory/peak_bytes` (of the device, null where it does not say).
-    A value that is undefined or not finite is null.
+    (matrices of predictions and labels), `clips_per_second`, `memory/temp_bytes` (of
+    the compiled program), `memory/peak_bytes` (of the device, null where it does not
+    say). A value that is undefined or not finite is null.
     """
 
     def __init__(

@@ -1,26 +1,30 @@
 """Scores videos: `python -m tqa_jax.score clip.mp4 --scorer=scorer.npz`.
 
-The one thing to know: clips are measured by the function that measured the training
-data, and a scorer refuses features of other backends or versions. Scoring itself is
-NumPy; neither JAX nor a GPU is used.
+Clips are measured by the function that measured the training data, and a scorer
+refuses features of other backends or versions. Scoring itself is NumPy; neither JAX
+nor a GPU is used.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TextIO
 
 import numpy as np
+import tqdm
 
 from tqa_jax import cli, extraction, machine, output, schema, score_page, scorer
 
-_FAR = 1.0  # Distance to training features, in units of what 99 % of them are below.
+_FAR = 1.5  # Distance to training features, in units of what 99 % of them are below.
 _FACELESS = 0.1  # Share of rows without a face from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
-_HOP_SECONDS = 0.5
+_GAP_SECONDS = 1.0  # Without anything measured, of which a person should know.
+_SHOWN_WARNINGS = 4
+_KINDS = ("value", "low", "high", "spread")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,16 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when every clip was scored, 3 when some could not be, 2 when nothing was
         tried.
     """
-    from extract import no_network
-
     options = _parse(arguments)
-
-    def work() -> int:
-        if options.no_network:
-            no_network.enter("tqa_jax.score", arguments)
-        return _run(options)
-
-    return cli.run(work)
+    return cli.run(lambda: _run(options))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,8 +50,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser(
         prog="python -m tqa_jax.score",
         description=(
-            "Scores talking-face clips. One clip gives JSON with intervals, a timeline "
-            "and warnings; several, or a folder, give CSV with a row each."
+            "Scores talking-face clips. One clip gives a short table on a terminal, "
+            "and JSON with intervals, a timeline and warnings in a pipe or file; "
+            "several, or a folder, give CSV, a row each as it is done."
         ),
         epilog=(
             "Exit status: 0 when every clip was scored, 3 when some could not be "
@@ -76,7 +73,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--out",
         type=cli.path,
         metavar="FILE",
-        help="write scores there (default: standard output)",
+        help="write scores there, as JSON or CSV by its suffix (default: standard "
+        "output)",
     )
     parser.add_argument(
         "--html",
@@ -103,11 +101,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="processes that measure clips (default: one a CPU core)",
     )
-    parser.add_argument(
-        "--no_network",
-        action="store_true",
-        help="run where no network can be reached, and check that (Linux)",
-    )
     return parser.parse_args(arguments)
 
 
@@ -129,27 +122,76 @@ def _run(options: argparse.Namespace) -> int:
     tasks = [task["name"] for task in judge.schema["tasks"]]
     schema.check_names("task", tasks)
     paths = _videos(options.paths)
-    results = score_files(
-        judge, paths, extraction_options=measured, num_workers=options.num_workers
-    )
-    several = len(paths) > 1 or options.paths[0].is_dir()
-    text = _csv(results, tasks) if several else _json(results[0])
-    if options.out is None:
-        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
-    else:
-        output.write(options.out, text)
-    if template is not None:
-        page = score_page.page(
-            template,
-            results,
-            judge.schema["tasks"],
-            max_seconds=options.max_seconds,
+    results: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        write = _writer(options, len(paths), judge, stack)
+
+        def take(result: dict[str, Any]) -> None:
+            results.append(result)
+            write(result)
+            if "error" in result:
+                line = f"{result['clip']}: not scored: {result['error']}\n"
+                _print(line, sys.stderr)
+
+        try:
+            score_files(
+                judge,
+                paths,
+                extraction_options=measured,
+                num_workers=options.num_workers,
+                take=take,
+            )
+        except KeyboardInterrupt:
+            _print(f"{len(results)} of {len(paths)} clips are done\n", sys.stderr)
+            raise
+        finally:
+            if template is not None and results:
+                page = score_page.page(
+                    template,
+                    results,
+                    judge.schema["tasks"],
+                    max_seconds=options.max_seconds,
+                )
+                output.write(options.html, page)
+    return 3 if any("error" in result for result in results) else 0
+
+
+def _writer(
+    options: argparse.Namespace,
+    number: int,
+    judge: "scorer.Scorer",
+    stack: contextlib.ExitStack,
+) -> Callable[[Mapping[str, Any]], None]:
+    """Chooses how results are written: each as it comes, JSON of several at the end."""
+    several = number > 1 or options.paths[0].is_dir()
+    tasks = [task["name"] for task in judge.schema["tasks"]]
+    suffix = "" if options.out is None else options.out.suffix.lower()
+    stream = sys.stdout
+    if options.out is not None:
+        stream = stack.enter_context(
+            options.out.open("w", encoding="utf-8", errors="replace", newline="")
         )
-        output.write(options.html, page)
-    failed = [result for result in results if "error" in result]
-    for result in failed:
-        print(f"{result['clip']}: not scored: {result['error']}", file=sys.stderr)
-    return 3 if failed else 0
+
+    def put(text: str) -> None:
+        _print(text, stream)
+        stream.flush()
+
+    if suffix == ".csv" or (several and suffix != ".json"):
+        put(output.table(_header(tasks), []))
+        return lambda result: put(output.table(_cells(result, tasks), []))
+    if several:
+        results: list[Mapping[str, Any]] = []
+        stack.callback(lambda: put(_json(results)))
+        return results.append
+    if options.out is None and sys.stdout.isatty():
+        return lambda result: put(_summary(result, judge))
+    return lambda result: put(_json(result))
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Writes text above the progress bar."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    tqdm.tqdm.write(text, file=stream, end="")
 
 
 def score_files(
@@ -158,7 +200,8 @@ def score_files(
     *,
     extraction_options: Any,
     num_workers: int,
-) -> list[dict[str, Any]]:
+    take: Callable[[dict[str, Any]], None],
+) -> None:
     """Measures and scores clips.
 
     Args:
@@ -166,35 +209,48 @@ def score_files(
         paths: video files.
         extraction_options: from `extraction.options`.
         num_workers: processes that measure.
-
-    Returns:
-        For each clip a dict that JSON can write: `clip`, and `error`, or `seconds`,
-        `scores` (task to `value`, `low`, `high`, `spread`), `timeline`, `distance`
-        and `warnings`. `low` and `high` are None without calibration.
+        take: called with the result of each clip, in the order of the paths, as soon as
+            those before it are done; when the work is stopped, with all that are done.
+            A result is a dict that JSON can write: `clip`, and `error`, or `seconds`,
+            `scores` (task to `value`, `low`, `high`, `spread`), `timeline`, `distance`
+            and `warnings`. `low` and `high` are None without calibration.
     """
     from extract import landmarks, pool
 
     landmarks.check_library(landmarks.find_model(extraction_options.landmarker))
-    keys = [pool.fingerprint(path, extraction_options) for path in paths]
-    with tempfile.TemporaryDirectory(prefix="tqa_score_") as folder:
-        kept = pathlib.Path(folder)
-        done = pool.measure(
-            dict(zip(keys, paths, strict=True)),
-            kept,
-            extraction_options,
-            num_workers=num_workers,
-            timeout_seconds=60 + 5 * extraction_options.max_seconds,
-        )
-        results = []
-        for key, path in zip(keys, paths, strict=True):
-            if key in done.rejected:
-                results.append({"clip": str(path), "error": done.rejected[key]})
-                continue
-            measured = pool.load(kept, key)
-            found = score_features(judge, measured.features, measured.frame_mask)
-            found["warnings"] = [*measured.notes, *found["warnings"]]
-            results.append({"clip": str(path), **found})
-        return results
+    work = {str(number): path for number, path in enumerate(paths)}
+    waiting = list(work)
+    ready: dict[str, dict[str, Any]] = {}
+
+    def done(key: str, reason: str | None) -> None:
+        result: dict[str, Any] = {"clip": str(work[key])}
+        if reason is None:
+            measured = pool.take(folder, key)
+            try:
+                scored = score_features(judge, measured.features, measured.frame_mask)
+                scored["warnings"] = [*measured.notes, *scored["warnings"]]
+                result |= scored
+            except scorer.ScorerError as error:
+                reason = str(error)
+        ready[key] = result if reason is None else result | {"error": reason}
+        while waiting and waiting[0] in ready:
+            take(ready.pop(waiting.pop(0)))
+
+    with tempfile.TemporaryDirectory(prefix="tqa_score_") as name:
+        folder = pathlib.Path(name)
+        try:
+            pool.measure(
+                work,
+                folder,
+                extraction_options,
+                num_workers=num_workers,
+                timeout_seconds=60 + 5 * extraction_options.max_seconds,
+                done=done,
+            )
+        except KeyboardInterrupt:
+            for key in filter(ready.__contains__, waiting):
+                take(ready[key])
+            raise
 
 
 def score_features(
@@ -202,7 +258,11 @@ def score_features(
     features: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Scores one clip's features; see `score_files` for what is returned."""
+    """Scores one clip's features; see `score_files` for what is returned.
+
+    Raises:
+        ScorerError: when nothing was measured of what the scorer reads.
+    """
     names = [one["name"] for one in judge.schema["modalities"]]
     features = {name: features[name] for name in names}
     masks = {name: masks[name] for name in names}
@@ -226,7 +286,7 @@ def score_features(
         "scores": scores,
         "timeline": timeline(judge, features, masks),
         "distance": distance,
-        "warnings": _warnings(rows / fps, masks, distance),
+        "warnings": _warnings(fps, masks, distance),
     }
 
 
@@ -238,11 +298,12 @@ def timeline(
     """Scores stretches of 2 s, one every half second.
 
     They are shorter than what the network was trained on: read them as where a clip
-    is better or worse than elsewhere, not as scores of their own.
+    is better or worse than elsewhere, not as scores of their own. A stretch in which
+    nothing was measured is left out.
     """
     fps = judge.schema["fps"]
     rows = len(next(iter(masks.values())))
-    width, hop = round(_WINDOW_SECONDS * fps), round(_HOP_SECONDS * fps)
+    width, hop = round(_WINDOW_SECONDS * fps), round(score_page.HOP_SECONDS * fps)
     found = []
     for start in range(0, max(rows - width, 0) + 1, hop):
         part = slice(start, start + width)
@@ -278,11 +339,21 @@ def _interval(
 
 
 def _warnings(
-    seconds: float, masks: Mapping[str, np.ndarray], distance: Mapping[str, float]
+    fps: float, masks: Mapping[str, np.ndarray], distance: Mapping[str, float]
 ) -> list[str]:
     found = []
+    measured = np.any(list(masks.values()), axis=0)
+    seconds = measured.sum() / fps
     if seconds < 1:
-        found.append(f"only {seconds:.2f} s long: scores of less than 1 s are guesses")
+        what = "long" if measured.all() else "measured"
+        found.append(
+            f"only {seconds:.2f} s {what}: scores of less than 1 s are guesses"
+        )
+    edges = np.flatnonzero(np.diff(measured, prepend=True, append=True))
+    gaps = edges.reshape(-1, 2) / fps  # First second without, and first with again.
+    gaps = [f"{a:.1f} to {b:.1f} s" for a, b in gaps if b - a >= _GAP_SECONDS]
+    if gaps:
+        found.append(f"nothing was measured from {', '.join(gaps)}: not scored")
     for name in ("keypoints", "visual"):
         if name in masks:
             share = 1 - masks[name].mean()
@@ -292,7 +363,7 @@ def _warnings(
     if "audio" in masks and not masks["audio"].any():
         found.append("no sound")
     for name, value in distance.items():
-        if value > _FAR:
+        if value >= _FAR:
             found.append(
                 f"{name} features are {value:.1f} times as far from the training "
                 "windows as 99 % of those are: scores may mean nothing"
@@ -324,29 +395,71 @@ def _videos(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     return list(dict.fromkeys(found))
 
 
-def _json(result: Mapping[str, Any]) -> str:
-    return json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def _rounded(value: Any) -> Any:
+    """Rounds every number to six digits, whatever the range of a score."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value
 
 
-def _csv(results: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
-    kinds = ("value", "low", "high", "spread")
+def _json(content: Any) -> str:
+    text = json.dumps(_rounded(content), indent=1, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
+
+
+def _summary(result: Mapping[str, Any], judge: "scorer.Scorer") -> str:
+    """A table that fits a terminal: scores, intervals, the worst moments, warnings."""
+    if "error" in result:
+        return ""
+    level = (judge.confidence or {}).get("level", 0.95)
+    width = max(len(name) for name in result["scores"])
+    lines = [
+        f"{result['clip']}: {result['seconds']:.1f} s",
+        f"{'':{width}}  score  {f'{100 * level:g} % interval':>16}  lowest 2 s",
+    ]
+    for task in judge.schema["tasks"]:
+        name, digits = task["name"], score_page.decimals(task)
+        score = result["scores"][name]
+        interval = "unknown"
+        if score["low"] is not None:
+            interval = f"{score['low']:.{digits}f} to {score['high']:.{digits}f}"
+        worst = min(result["timeline"], key=lambda part: part["scores"][name])
+        lines.append(
+            f"{name:{width}}  {score['value']:5.{digits}f}  {interval:>16}  "
+            f"{worst['scores'][name]:.{digits}f} from {worst['start']:.1f} s"
+        )
+    warnings = result["warnings"]
+    lines += [f"warning: {text}" for text in warnings[:_SHOWN_WARNINGS]]
+    if len(warnings) > _SHOWN_WARNINGS:
+        more = len(warnings) - _SHOWN_WARNINGS
+        lines.append(f"{more} more warnings and the timeline: --out=scores.json")
+    return "\n".join(lines) + "\n"
+
+
+def _header(tasks: Sequence[str]) -> list[str]:
     columns = [
         task if kind == "value" else f"{task}_{kind}"
         for task in tasks
-        for kind in kinds
+        for kind in _KINDS
     ]
-    rows = []
-    for result in results:
-        cells = ["", *[""] * len(columns), ""]
-        if "error" not in result:
-            numbers = [result["scores"][task][kind] for task in tasks for kind in kinds]
-            cells = [
-                f"{result['seconds']:.2f}",
-                *("" if number is None else repr(number) for number in numbers),
-                "; ".join(result["warnings"]),
-            ]
-        rows.append([result["clip"], *cells, result.get("error", "")])
-    return output.table(["clip", "seconds", *columns, "warnings", "error"], rows)
+    return ["clip", "seconds", *columns, "warnings", "error"]
+
+
+def _cells(result: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    if "error" in result:
+        return [result["clip"], *[""] * (len(tasks) * len(_KINDS) + 2), result["error"]]
+    numbers = [result["scores"][task][kind] for task in tasks for kind in _KINDS]
+    return [
+        result["clip"],
+        f"{result['seconds']:.2f}",
+        *("" if number is None else f"{number:.6g}" for number in numbers),
+        "; ".join(result["warnings"]),
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ The one thing to know: it is one file that asks for nothing from outside, and ev
 text in it that came from a user is escaped.
 """
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+HOP_SECONDS = 0.5
+"""From one stretch of a timeline to the next."""
 
 _THUMBNAILS = 8
 _SIZE = 96  # pixels, of the longer side
@@ -62,6 +66,11 @@ def page(
     return template.render(clips=clips)
 
 
+def decimals(task: Mapping[str, Any]) -> int:
+    """Decimals that show a hundredth of a score on 1 to 5, and as much of others."""
+    return max(0, 3 - math.ceil(math.log10(task["high"] - task["low"])))
+
+
 def _row(
     result: Mapping[str, Any], task: Mapping[str, Any], colour: str
 ) -> dict[str, Any]:
@@ -74,18 +83,32 @@ def _row(
     def up(value: float) -> float:
         return 30 - 30 * (min(max(value, low), high) - low) / (high - low)
 
-    points = [
-        (across((one["start"] + one["end"]) / 2), up(one["scores"][name]))
-        for one in result["timeline"]
-    ]
+    # A line for each part of the clip that was measured.
+    lines: list[list[Mapping[str, Any]]] = []
+    for stretch in result["timeline"]:
+        start = stretch["start"]
+        if not lines or start > lines[-1][-1]["start"] + 1.5 * HOP_SECONDS:
+            lines.append([])
+        lines[-1].append(stretch)
+
+    def drawn(line: Sequence[Mapping[str, Any]]) -> str:
+        times = [(stretch["start"] + stretch["end"]) / 2 for stretch in line]
+        levels = [up(stretch["scores"][name]) for stretch in line]
+        if len(line) == 1:
+            times, levels = [line[0]["start"], line[0]["end"]], levels * 2
+        return " ".join(
+            f"{across(time):.2f},{level:.2f}"
+            for time, level in zip(times, levels, strict=True)
+        )
+
     found = result["scores"][name]
     return {
         "name": name,
         "colour": colour,
         **found,
         "range": (low, high),
-        "line": " ".join(f"{x:.2f},{y:.2f}" for x, y in points),
-        "points": points,
+        "digits": decimals(task),
+        "lines": [drawn(line) for line in lines],
         "level": up(found["value"]),
         "band": None
         if found["low"] is None

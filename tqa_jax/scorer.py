@@ -154,7 +154,8 @@ class Scorer:
                 is left out is True throughout.
 
         Returns:
-            The score of each task: the mean over windows and members.
+            The score of each task: the mean over members and over the windows in which
+            something was measured.
 
         Raises:
             ScorerError: for an unknown modality, a wrong width, unequal lengths, or a
@@ -194,8 +195,9 @@ class Scorer:
 
         Returns:
             The first frame of each window, int (W,), and scores, float32 (members, W,
-            tasks). A clip that fits in one window has one; of a longer one, all windows
-            are `max_frames` long and evenly spaced.
+            tasks). If all between the first measured frame and the last fits in one
+            window there is one, else evenly spaced ones of `max_frames`, less those in
+            which nothing was measured.
         """
         starts, windows = self._cut(features, masks)
         return np.array(starts), self._run(windows)
@@ -234,8 +236,8 @@ class Scorer:
 
     def _measured(
         self, features: Features, masks: Mapping[str, Any] | None
-    ) -> tuple[int, dict[str, "_Rows"]]:
-        """Checks a clip; returns its length and the measured, preprocessed rows."""
+    ) -> tuple[np.ndarray, dict[str, "_Rows"]]:
+        """Checks a clip; returns its measured frames and their preprocessed rows."""
         masks = masks or {}
         for kind, given in (("modality", features), ("mask", masks)):
             for name in given:
@@ -277,7 +279,9 @@ class Scorer:
                 "nothing to score: no modality has a measured frame; "
                 f"this scorer reads {', '.join(self._widths)}"
             )
-        return max(lengths.values()), found
+        return np.unique(
+            np.concatenate([frames for _, frames in found.values()])
+        ), found
 
     def _preprocess(self, name: str, rows: np.ndarray) -> np.ndarray:
         median, low, high, mean, scale, components = (
@@ -297,19 +301,24 @@ class Scorer:
         self, features: Features, masks: Mapping[str, Any] | None
     ) -> tuple[list[int], list[dict[str, "_Rows"]]]:
         """Returns the starts of a clip's windows, and the windows."""
-        length, found = self._measured(features, masks)
+        measured, found = self._measured(features, masks)
+        first, length = measured[0], measured[-1] - measured[0] + 1
         number = -(-length // self.max_frames)
         last = max(0, length - self.max_frames)
-        starts = [round(start) for start in np.linspace(0, last, number)]
-        windows = []
-        for start in starts:
+        starts, windows = [], []
+        # Rounded before `first` is added, so that frames in front move no window.
+        for start in (
+            (np.linspace(0, last, number).round() + first).astype(int).tolist()
+        ):
             window = {}
             for name, (rows, frames) in found.items():
                 ends = np.searchsorted(frames, (start, start + self.max_frames))
                 part = slice(*ends.tolist())
                 if part.start < part.stop:
                     window[name] = rows[part], frames[part] - start
-            windows.append(window)
+            if window:
+                starts.append(start)
+                windows.append(window)
         return starts, windows
 
     def _run(self, windows: Sequence[dict[str, "_Rows"]]) -> np.ndarray:

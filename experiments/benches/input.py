@@ -184,7 +184,9 @@ def _transforms(info: schema.DatasetInfo) -> dict[str, preprocess.Transform]:
 def _split(path: str) -> tuple[pipeline.Stream, np.ndarray]:
     """A stream, and the batches of an epoch."""
     info = schema.load(path)
-    clips = pipeline.describe(records.read_split(path, info, "train"), 10_000)
+    clips = pipeline.describe(
+        records.read_split(path, info, "train"), 10_000, info.schema.widths
+    )
     stream = pipeline.Stream(
         path, info, "train", _transforms(info), clips=clips, frames=max(clips.frames)
     )

@@ -150,7 +150,7 @@ def side(
 
     windows = _ours.draw(chosen, missing=0.1)  # As `_ours.write`, for PyTorch.
     numbers = np.arange(chosen.clips)
-    clips = pipeline.Clips((), (), windows.labels, numbers, numbers, ())
+    clips = pipeline.Clips((), (), windows.labels, numbers, numbers, (), numbers, ())
     split = prepare.Split(clips, chosen.frames, windows, None)
     runs = range(len(learning_rates))
     group = fleet.Fleet(

@@ -84,7 +84,11 @@ class Case:
 
     def scores(self, windows: batch.Batch) -> Float[np.ndarray, "N K"]:
         """Scores the test clips from windows that stand in for theirs."""
-        return evaluate.pooled(self.window_scores(windows)[None], self.clips)[0]
+        weights = window_weights(windows)[:, None]
+        scores = weights * self.window_scores(windows)
+        weights = np.broadcast_to(weights, scores.shape)
+        scores, weights = evaluate.pooled(np.stack([scores, weights]), self.clips)
+        return scores / weights
 
     def raw(self, name: str) -> list[Float[np.ndarray, "t D"]]:
         """Features of a modality before preprocessing: the measured rows by window."""
@@ -92,7 +96,7 @@ class Case:
         found = []
         for clip in records.read_split(self.path, self.info, SPLIT):
             for start in pipeline.window_starts(
-                clip.frames, self.run.config.data.max_frames
+                clip, self.run.config.data.max_frames, self.modalities
             ):
                 there = clip.frame_mask[name][start : start + frames]
                 found.append(clip.features[name][start : start + frames][there])
@@ -110,6 +114,15 @@ class Case:
     def windows_of(self, clip: int) -> Int[np.ndarray, " w"]:
         """Numbers of the windows of a clip."""
         return np.flatnonzero(self.clips.window_clip == clip)
+
+
+def window_weights(windows: batch.Batch) -> Float[np.ndarray, " W"]:
+    """Weighs windows for the mean over a clip's.
+
+    A window from which everything was hidden does not count, as one in which nothing
+    was measured does not, unless no window of its clip has anything left.
+    """
+    return np.where(windows.clip_mask, 1.0, 1e-12)
 
 
 def load(workdir: pathlib.Path, data: pathlib.Path | None = None) -> Case:
@@ -140,7 +153,9 @@ def load(workdir: pathlib.Path, data: pathlib.Path | None = None) -> Case:
         )
     info = schema.load(path)
     most = run.config.data.max_frames
-    clips = pipeline.describe(records.read_split(path, info, SPLIT), most)
+    clips = pipeline.describe(
+        records.read_split(path, info, SPLIT), most, run.transforms
+    )
     windows = pipeline.load_windows(
         records.read_split(path, info, SPLIT),
         run.transforms,

@@ -250,7 +250,9 @@ def occlude(case: cases.Case, clip: int) -> Occluded:
         repeated(base.labels),
         repeated(base.label_mask),
     )
-    scores = case.window_scores(many).reshape(*shape, -1).mean(axis=2)
+    weights = cases.window_weights(many).reshape(*shape, 1)
+    scores = case.window_scores(many).reshape(*shape, -1)
+    scores = (weights * scores).sum(axis=2) / weights.sum(axis=2)
     change = scores - case.window_scores(base).mean(axis=0)
     found = {}
     for target, name, values in zip(targets, (ALL, *names), change, strict=True):

@@ -123,7 +123,8 @@ def give(
     def change(split: str, clip: records.Clip) -> derived.Pair:
         if split != "train" or clip.source in kept:
             return split, clip
-        new = np.asarray(labels[clip.clip], np.float32)
+        unknown = np.full_like(clip.labels, np.nan)  # Of a clip without a frame.
+        new = np.asarray(labels.get(clip.clip, unknown), np.float32)
         return split, dataclasses.replace(clip, labels=new)
 
     return derived.make(

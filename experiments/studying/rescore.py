@@ -51,6 +51,10 @@ class Scorer:
             clips, self.run.transforms, max_frames=self.max_frames, frames=frames
         )
 
+    def describe(self, clips: Sequence[records.Clip]) -> pipeline.Clips:
+        """Lists the clips that have a measured frame, and their windows."""
+        return pipeline.describe(clips, self.max_frames, self.run.transforms)
+
     def scores(
         self, windows: batch.Batch, clips: pipeline.Clips
     ) -> Float[np.ndarray, "N K"]:

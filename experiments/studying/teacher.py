@@ -128,7 +128,7 @@ def widen(
     nothing = np.full(len(tasks), np.nan, np.float32)
 
     def change(split: str, clip: records.Clip) -> derived.Pair:
-        more = of[clip.clip] if split == "train" else nothing
+        more = of.get(clip.clip, nothing) if split == "train" else nothing
         labels = np.concatenate([clip.labels, more])
         return split, dataclasses.replace(clip, labels=labels)
 

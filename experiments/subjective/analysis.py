@@ -4,9 +4,13 @@
     python -m experiments.subjective analyse --ratings a.csv b.csv --out=found/ \
         --scores=scores.csv
 
-The one thing to know: it reads what the page exports, one file a rater, a folder of
-them, or all in one file, and the files of the older system's two tools. Into --out go
-`analysis.json`, `clips.csv`, `raters.csv`, `analysis.png` and `summary.md`.
+It reads what the page exports, one file a rater, a folder of them, or all in one file,
+the files of the older system's two tools, and tables `clip,rater,<task>,...` with a
+line for each rater and clip. Into --out go `analysis.json`, `clips.csv`, `raters.csv`,
+`analysis.png` and `summary.md`; and, where clips were rated, `labels.csv` with their
+mean opinion scores, which `python -m extract.run --labels` reads. Preferences alone
+make no labels: Bradley-Terry scores say how the clips of one study differ, not how good
+they are on a scale.
 """
 
 import argparse
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=cli.path,
         metavar="PATH",
-        help="CSV files of answers, or folders of them",
+        help="CSV files of answers, folders of them, or what `simulate` made",
     )
     parser.add_argument(
         "--out", type=cli.path, required=True, help="folder for the results"
@@ -64,7 +68,46 @@ def run(options: argparse.Namespace) -> int:
     write(options.out, found, page)
     print(page)
     print(f"written to {options.out}")
+    print(write_labels(options.out / "labels.csv", found, answers))
     return 0
+
+
+def write_labels(
+    path: pathlib.Path, found: Mapping[str, Any], answers: ratings.Ratings
+) -> str:
+    """Writes the mean opinion scores of the rated clips as `extract.run` reads them.
+
+    Args:
+        path: of the file; an earlier one is removed where nothing was rated.
+        found: from `findings.analyse`.
+        answers: that were analysed.
+
+    Returns:
+        A line that says what is in it.
+
+    Raises:
+        schema.InputError: it cannot be written.
+    """
+    tasks = found["study"]["tasks"]
+    source_of = dict(zip(answers.clips, answers.sources, strict=True))
+    rows = []
+    for row in found["clips"]:
+        means = [row[f"{task}_mos"] for task in tasks]
+        if any(mean is not None for mean in means):
+            cells = ["" if mean is None else f"{mean:.6g}" for mean in means]
+            rows.append([row["clip"], source_of[row["clip"]], *cells])
+    if not rows:
+        path.unlink(missing_ok=True)
+        return "no labels.csv: no clip was rated, and preferences make no labels"
+    output.write(path, output.table(["clip", "source", *tasks], rows))
+    line = f"labels of {len(rows)} clips: {path}"
+    unknown = sum(not row[1] for row in rows)
+    if unknown:
+        line += (
+            f"; {unknown} have no source: fill in who speaks, or clips of one speaker "
+            "come into several splits"
+        )
+    return line
 
 
 def write(out: pathlib.Path, found: Mapping[str, Any], page: str) -> None:

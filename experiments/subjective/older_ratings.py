@@ -1,8 +1,9 @@
-"""Answers as the older PyTorch system's two tools wrote them, turned into the page's.
+"""Answers that other tools wrote, turned into the page's.
 
-The one thing to know: neither recorded all that an analysis needs, and what is assumed
-for it is said in notes. `ab_eval_results.csv` (of a Gradio form) has no preference;
-`evaluation_results.csv` (of a Flask study) has no sides and no names of clips.
+None recorded all that an analysis of pairs needs, and what is assumed for it is said in
+notes. `ab_eval_results.csv` (of the older PyTorch system's Gradio form) has no
+preference; `evaluation_results.csv` (of its Flask study) has no sides and no names of
+clips; a table of ratings by rater and clip has no pairs.
 """
 
 import math
@@ -32,11 +33,12 @@ class Page(NamedTuple):
 
 _FIXED = ["rater_id", "item_id", "trial_index", "kind", "left_label", "right_label"]
 _FIXED += ["left_path", "right_path", "preference", "derived"]
+_RATERS = {"rater", "rater_id"}  # names of the column, of which a table has one
 _SLIDERS = 3.0  # where the older form's sliders stood before they were moved
 
 
 def as_page(path: pathlib.Path, header: Sequence[str], lines: Lines) -> Page:
-    """Turns a file of the older system into the page's layout.
+    """Turns a file of another tool into the page's layout.
 
     Args:
         path: for messages.
@@ -44,17 +46,42 @@ def as_page(path: pathlib.Path, header: Sequence[str], lines: Lines) -> Page:
         lines: number and cells of each line.
 
     Raises:
-        schema.InputError: it is neither of the two.
+        schema.InputError: it is none of the three.
     """
+    if "clip" in header and _RATERS & set(header):
+        return _single(header, lines)
     if {"rater_id", "item_id", "left_path", "right_path"} <= set(header):
         return _form(header, lines)
     if {"participant_id", "video_index", "preference"} <= set(header):
         return _study(path, header, lines)
     raise schema.InputError(
         f"{path} is no file of ratings: it has neither the column kind (of the page) "
-        "nor those of ab_eval_results.csv or evaluation_results.csv; it has "
+        "nor rater and clip, nor those of ab_eval_results.csv or "
+        "evaluation_results.csv; it has "
         f"{', '.join(header)[:200]}"
     )
+
+
+def _single(header: Sequence[str], lines: Lines) -> Page:
+    """Reads a table `clip,source,rater,<task>,...`, in which -1 is a missing rating."""
+    (rater, *_) = sorted(_RATERS & set(header))
+    tasks = [t for t in header if t not in _RATERS | {"clip", "source", "split"}]
+    times: dict[tuple[str, str], int] = {}
+    found = []
+    for number, line in lines:
+        cells = dict(zip(header, line, strict=True))
+        clip = cells["clip"]
+        key = cells[rater], clip
+        times[key] = times.get(key, 0) + 1
+        fixed = [cells[rater], clip, str(times[key]), "trial", "A", "B", clip, clip]
+        values = ["" if _float(cells[task]) == -1 else cells[task] for task in tasks]
+        nothing = [""] * len(tasks)
+        found.append(
+            (number, [*fixed, "", "", cells.get("source", ""), *values, *nothing])
+        )
+    columns = [f"{side}_{task}" for side in ("left", "right") for task in tasks]
+    notes = ("clips were rated one by one: there are no preferences and no sides",)
+    return Page([*_FIXED, "source", *columns], found, notes)
 
 
 def _form(header: Sequence[str], lines: Lines) -> Page:

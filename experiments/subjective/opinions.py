@@ -196,6 +196,8 @@ def _standard_errors(
     They are those of a weighted regression whose biases sum to 0.
     """
     known = np.isfinite(spread[given.rater])
+    if not known.any():
+        return np.full(clips + raters, np.nan)
     rater, clip = given.rater[known], given.clip[known]
     weight = spread[rater] ** -2.0
     both = np.zeros((len(rater), clips + raters))
@@ -209,5 +211,6 @@ def _standard_errors(
     pin *= np.sqrt(np.diag(information).mean())
     inverse = np.linalg.inv(information + np.outer(pin, pin))
     errors = np.full(clips + raters, np.nan)
-    errors[used] = np.sqrt(np.diag(inverse @ information @ inverse))
+    variance = np.diag(inverse @ information @ inverse)
+    errors[used] = np.sqrt(np.maximum(variance, 0))  # Rounding may leave -1e-17.
     return errors

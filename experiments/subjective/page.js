@@ -6,7 +6,7 @@ const pairs = new Map(plan.pairs.map((pair) => [pair.item_id, pair]));
 const SIDES = ["left", "right"];
 const SECTIONS = ["start", "trial", "pause", "end"];
 const COLUMNS = [
-  "timestamp", "study", "rater_id", "item_id", "trial_index", "kind",
+  "timestamp", "study", "rater_id", "item_id", "trial_index", "kind", "source",
   "left_label", "right_label", "left_path", "right_path",
   ...plan.tasks.flatMap(({ task }) => SIDES.map((side) => `${side}_${task}`)),
   "preference", "seconds", "plays_left", "plays_right", "comments",
@@ -300,6 +300,7 @@ function record(answers, comments) {
     item_id: pair.item_id,
     trial_index: session.rows.length + 1,
     kind,
+    source: pair.source,
     left_label: label.left,
     right_label: label.right,
     left_path: path.left,

@@ -54,6 +54,8 @@ class Ratings:
         plays: of the clip that was played less often, NaN where unknown (N,).
         derived: whether preferences are signs of differences of ratings.
         notes: what a reader of the results must know.
+        sources: of each clip what it shows, such as the speaker; empty where no answer
+            or several say it.
     """
 
     raters: tuple[str, ...]
@@ -71,6 +73,7 @@ class Ratings:
     plays: Float[np.ndarray, " N"]
     derived: bool = False
     notes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def take(self, rows: Bool[np.ndarray, " N"]) -> "Ratings":
         """Returns some of the answers; names and indices stay."""
@@ -95,11 +98,12 @@ def read(paths: Sequence[str | pathlib.Path]) -> Ratings:
     """Reads the answers of a study.
 
     Args:
-        paths: CSV files, or folders of them, as the page exports them or as the older
-            system's two tools wrote them.
+        paths: CSV files, or folders that hold some or have a folder `ratings` of them:
+            as the page exports them, as the older system's two tools wrote them, or
+            with a line for each rater and clip.
 
     Raises:
-        schema.InputError: nothing is there, a file is neither of the three, a cell is
+        schema.InputError: nothing is there, a file is none of these, a cell is
             none, or two answers contradict each other.
     """
     rows: list[dict[str, Any]] = []
@@ -128,7 +132,10 @@ def read(paths: Sequence[str | pathlib.Path]) -> Ratings:
 def _files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
     found: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
-        inside = sorted(path.glob("[!.]*.csv")) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(path.glob("[!.]*.csv"))
+            inside = inside or sorted(path.glob("ratings/[!.]*.csv"))
         if not inside:
             raise schema.InputError(f"{path} holds no CSV file of ratings")
         found += inside
@@ -198,6 +205,7 @@ def _rows(
                 "item": cells["item_id"],
                 "index": cells["trial_index"],
                 "kind": cells["kind"],
+                "source": cells.get("source", ""),
                 "left": cells["left_path"],
                 "right": cells["right_path"],
                 "a_left": cells["left_label"] == "A",
@@ -243,6 +251,10 @@ def _gather(rows: Sequence[dict[str, Any]], notes: Mapping[str, None]) -> Rating
         for kind in KINDS
         if (number := sum(row["kind"] == kind for row in rows))
     }
+    sources: dict[str, set[str]] = {clip: set() for clip in clips}
+    for row in rows:
+        for side in ("left", "right"):
+            sources[row[side]].add(row["source"])
     answers = ", ".join(f"{number} {kind}" for kind, number in counts.items())
     return Ratings(
         tuple(raters),
@@ -260,6 +272,7 @@ def _gather(rows: Sequence[dict[str, Any]], notes: Mapping[str, None]) -> Rating
         np.array([row["plays"] for row in rows]),
         any(row["derived"] for row in rows),
         (f"answers by kind: {answers}; results are of trials", *notes),
+        tuple(min(said) if len(said) == 1 else "" for said in sources.values()),
     )
 
 

@@ -73,7 +73,7 @@ def screen(answers: ratings_lib.Ratings) -> Screening:
     columns |= {"bt500_above": above, "bt500_below": below}
     columns["bt500_share"] = attention.ratio(above + below, rated)
     tables = [some.table(raters, clips) for some in given.values()]
-    columns["correlation"], dissenting = correlations(tables)
+    columns["correlation"], dissenting = correlations(tables, raters)
     columns["bias"] = attention.mean([one.bias for one in models.values()], raters)
     columns["inconsistency"] = attention.mean(
         [one.inconsistency for one in models.values()], raters
@@ -141,19 +141,19 @@ def bt500(
 
 
 def correlations(
-    tables: Sequence[Float[np.ndarray, "I C"]],
+    tables: Sequence[Float[np.ndarray, "I C"]], raters: int
 ) -> tuple[Float[np.ndarray, " I"], Bool[np.ndarray, " I"]]:
     """Correlates each rater's ratings with the mean of the others'.
 
     Args:
         tables: ratings by task, a row a rater and a column a clip.
+        raters: how many.
 
     Returns:
         The mean correlation over tasks when all raters are in, and who is to be
         rejected: as P.913 has it, the worst below the limit goes first, and the rest
         are correlated anew.
     """
-    raters = len(tables[0]) if tables else 0
     out = np.zeros(raters, bool)
     first = found = _correlations(tables, out)
     while (np.where(out, np.inf, found) < CORRELATION).any():

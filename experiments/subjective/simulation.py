@@ -2,10 +2,10 @@
 
     python -m experiments.subjective simulate --raters=30 --clips=20 --out=simulated/
 
-The one thing to know: the answers of the first repetition go into --out as files that
-`analyse` reads, with `truth.json` beside them; all repetitions, each with other clips
-and raters, go through the analysis, and `recovery.md` says how often its 95 % intervals
-held the truth and which careless raters its rules named.
+The answers of the first repetition go into --out, which `analyse --ratings=simulated/`
+reads, with `truth.json` beside them; all repetitions, each with other clips and raters,
+go through the analysis, and `recovery.md` says how often its 95 % intervals held the
+truth and which careless raters its rules named.
 """
 
 import argparse
@@ -81,16 +81,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write(out: pathlib.Path, settings: truth.Settings, seed: int) -> None:
-    """Writes one simulated study: `ratings/`, a file a rater, and `truth.json`.
+    """Writes one simulated study: `ratings/answers.csv` and `truth.json`.
 
     Raises:
         schema.InputError: it cannot be written.
     """
     known, answers = truth.simulate(settings, np.random.default_rng([seed, 0]))
     (out / "ratings").mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(answers.raters):
-        text = to_csv(answers.take(answers.rater == number))
-        output.write(out / "ratings" / f"{name}.csv", "\ufeff" + text)
+    output.write(out / "ratings" / "answers.csv", "\ufeff" + to_csv(answers))
     facts = {
         field.name: _plain(getattr(known, field.name))
         for field in dataclasses.fields(known)
