@@ -81,7 +81,8 @@ def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
     monkeypatch.setattr(display, "_SECONDS_BETWEEN_LINES", 0)
     caplog.set_level(logging.INFO, display.__name__)
     progress = display.Progress(100, 40)
-    progress.update(10, "group 1 of 2")
+    for _ in range(2):
+        progress.update(10, "group 1 of 2")
     progress.close()
     (line,) = caplog.messages
-    assert line.startswith("10 steps taken, ") and line.endswith("; group 1 of 2")
+    assert line.startswith("40 steps left, ") and line.endswith("; group 1 of 2")

@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -172,18 +174,31 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_second_ctrl_c_quits_and_what_is_ignored_stays_so():
+def test_a_second_ctrl_c_quits_and_what_is_ignored_stays_so(monkeypatch, caplog):
+    statuses, quitting = [], threading.Event()
+
+    def leave(status):
+        statuses.append(status)
+        quitting.set()
+
+    monkeypatch.setattr(os, "_exit", leave)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with train.asked_to_stop() as signals:
             signal.raise_signal(signal.SIGHUP)
             assert signals == []
+            signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
-            assert signals == [signal.SIGINT]
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+            assert signals == [signal.SIGTERM, signal.SIGINT] and statuses == []
+            signal.raise_signal(signal.SIGINT)
+            assert quitting.wait(10) and statuses == [130]
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+    assert caplog.messages == [
+        "stopping once this is saved; Ctrl-C again quits at once"
+    ]
 
 
 def test_damaged_files_of_a_finished_run_are_made_again(data, whole, tmp_path, caplog):

@@ -60,7 +60,8 @@ class Progress:
             disable=not shown or not sys.stderr.isatty(),
         )
         self._shown, self._taken, self._left = shown, 0, total - taken
-        self._started = self._last = time.monotonic()
+        self._started: float | None = None
+        self._last = 0.0
 
     def skip(self, steps: int) -> None:
         """Notes steps that need not be taken."""
@@ -75,18 +76,21 @@ class Progress:
             steps: how many.
             text: shown beside them.
         """
-        self._taken += steps
         self._left -= steps
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(steps)
         now = time.monotonic()
+        if self._started is None:  # The first steps waited for the compiler.
+            self._started = self._last = now
+            return
+        self._taken += steps
         late = now - self._last >= _SECONDS_BETWEEN_LINES
         if self.bar.disable and self._shown and self._taken and late:
             self._last = now
             rate = self._taken / (now - self._started)
             _logger.info(
-                "%d steps taken, %.1f steps/s, about %.0f s left; %s",
-                self._taken,
+                "%d steps left, %.1f steps/s, about %.0f s; %s",
+                self._left,
                 rate,
                 self._left / rate,
                 text,

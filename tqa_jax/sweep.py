@@ -57,7 +57,7 @@ with cli.imports():
     from tqa_jax import main as main_command
 
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("tqa_jax.sweep")  # A command is `__main__`.
 # Each run's folder gets its own copy.
 _FILES = ("audit.json", "preprocess.npz")
 

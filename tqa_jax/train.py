@@ -12,8 +12,9 @@ import os
 import pathlib
 import shutil
 import signal
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -81,7 +82,10 @@ def run(
             )
             return results
         try:
-            trainer = _open(config, data_path, workdir, group)
+            splits = _open(config, data_path, workdir, group)
+            signals = stack.enter_context(asked_to_stop())
+            with display.stage("compiling the model"):
+                trainer = _Trainer(config, *splits, workdir, group)
         except schema.InputError:
             # Nothing was trained: the corrected command may use the same folder.
             if new and group.writes:
@@ -89,7 +93,7 @@ def run(
                 shutil.rmtree(workdir)
             raise
         stack.enter_context(contextlib.closing(trainer))
-        trainer.train()
+        trainer.train(signals)
         with display.stage("evaluating the best epoch on the test split"):
             return trainer.finish()
 
@@ -149,8 +153,8 @@ def _open(
     data_path: pathlib.Path,
     workdir: pathlib.Path,
     group: processes.Group,
-) -> "_Trainer":
-    """Audits and prepares the data set and builds what trains on it."""
+) -> tuple[prepare.Dataset, prepare.Split, prepare.Split]:
+    """Audits and prepares the data set; returns it, and what is trained on."""
 
     def check() -> bytes:
         found = check_data(data_path, workdir)
@@ -170,11 +174,9 @@ def _open(
             fitted=workdir / "preprocess.npz",
             group=group,
         )
-        train, validation = group.together(
-            lambda: (data.split("train"), data.split("validation"))
+        return group.together(
+            lambda: (data, data.split("train"), data.split("validation"))
         )
-    with display.stage("compiling the model"):
-        return _Trainer(config, data, train, validation, workdir, group)
 
 
 class _Trainer:
@@ -239,12 +241,16 @@ class _Trainer:
             device = jax.local_devices()[0]
             group.together(lambda: memory.check(program, device, settings))
 
-    def train(self) -> None:
-        """Trains until the last epoch or an early stop."""
+    def train(self, signals: Sequence[signal.Signals]) -> None:
+        """Trains until the last epoch, an early stop, or a signal (`asked_to_stop`)."""
         one, group = self._trial, self._devices.group
         progress = display.Progress(one.total_steps, one.step, shown=group.writes)
-        with asked_to_stop() as signals, contextlib.closing(progress):
-            while not one.done:
+        with contextlib.closing(progress):
+            while True:
+                if group.any(bool(signals)):
+                    self._stop(signals)
+                if one.done:
+                    break
                 rows = one.next_rows()
                 with display.stage(f"training from step {one.step}", after=20):
                     whole = one.took(*self._runner.run(one.state, rows))
@@ -254,17 +260,20 @@ class _Trainer:
                 progress.update(len(rows), one.said)
                 if whole:
                     self._say(beside_bar=not progress.bar.disable)
-                if group.any(bool(signals)):
-                    one.save()
-                    _logger.info("saved after step %d", one.step)
-                    if group.any(signal.SIGINT in signals):
-                        raise KeyboardInterrupt
-                    name = signals[0].name if signals else "SIGTERM"
-                    raise trial.Stopped(
-                        f"stopped by {name} after step {one.step}; the same command "
-                        "continues"
-                    )
                 one.save_if_due()
+
+    def _stop(self, signals: Sequence[signal.Signals]) -> NoReturn:
+        """Saves and leaves, in all processes."""
+        step = self._trial.step
+        self._trial.save()
+        if step:
+            _logger.info("saved after step %d", step)
+        if self._devices.group.any(signal.SIGINT in signals):
+            raise KeyboardInterrupt
+        name = signals[0].name if signals else "SIGTERM"
+        raise trial.Stopped(
+            f"stopped by {name} after step {step}; the same command continues"
+        )
 
     def _validate(self) -> np.ndarray:
         order = pipeline.in_order(
@@ -302,15 +311,24 @@ def asked_to_stop() -> Iterator[list[signal.Signals]]:
     A second Ctrl-C ends the process at once. What is ignored stays so (`nohup`).
     """
     signals: list[signal.Signals] = []
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
-    def note(number: int, frame: Any) -> None:
-        signals.append(signal.Signals(number))
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if number == signal.SIGINT:
-            # Not by a log line: this may be in the middle of another.
-            with contextlib.suppress(OSError):
-                os.write(2, b"\nsaving after these steps; Ctrl-C quits at once\n")
+    def watch() -> None:
+        interrupts = 0
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGINT:
+                continue
+            interrupts += 1
+            if interrupts > 1:
+                os._exit(130)
+            _logger.warning("stopping once this is saved; Ctrl-C again quits at once")
 
+    # Python runs a handler when the main thread is back from compiling; the pipe is
+    # written to at once.
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    wakeup = signal.set_wakeup_fd(writer)
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # The last is a terminal that was closed.
     before = {
         number: signal.getsignal(number)
@@ -318,9 +336,13 @@ def asked_to_stop() -> Iterator[list[signal.Signals]]:
     }
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
-            signal.signal(number, note)
+            signal.signal(number, lambda n, frame: signals.append(signal.Signals(n)))
     try:
         yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
