@@ -9,7 +9,7 @@ import pytest
 from experiments import noise
 from experiments.studying import contrasts, rescore, trials
 from tests import small
-from tqa_jax import comparison, evaluate, intervals, metrics, pipeline, records, schema
+from tqa_jax import comparison, evaluate, intervals, metrics, records, schema
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_without_noise_results_are_those_of_the_run(trained):
                 noise.noisy(clip, scorer.run.transforms, level=0.0, seed=one.seed)
                 for clip in clips
             ]
-            described = pipeline.describe(same, scorer.max_frames)
+            described = scorer.describe(same)
             found = scorer.scores(scorer.windows(same), described)
             pairs[split] = (found, described.labels)
             sources = described.sources
