@@ -51,7 +51,11 @@ def start(workdir, data, *options, count=2, devices=1, own=((), ())):
         ]
         if count > 1:
             command += [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
-            command += [f"--process_id={index}", *own[index]]
+            command.append(f"--process_id={index}")
+            # An option of its own replaces the common one.
+            names = [argument.split("=")[0] for argument in own[index]]
+            command = [one for one in command if one.split("=")[0] not in names]
+            command += own[index]
         started.append(
             subprocess.Popen(
                 command,
