@@ -217,8 +217,8 @@ def test_rows_are_written_as_they_come_and_survive_a_stop(
     clips, scorer, tmp_path, capsys, monkeypatch
 ):
     measured = measure(clips / "a.mp4")
-    silent = {name: np.zeros_like(mask) for name, mask in measured.frame_mask.items()}
-    of = {"0": measured, "1": dataclasses.replace(measured, frame_mask=silent)}
+    silent = {name: np.zeros_like(mask) for name, mask in measured.masks.items()}
+    of = {"0": measured, "1": dataclasses.replace(measured, masks=silent)}
     out = tmp_path / "scores.csv"
 
     def rows():

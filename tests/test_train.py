@@ -294,8 +294,10 @@ def test_streamed_run_gives_the_same_numbers(data, whole, tmp_path):
     first, second = saved_arrays(whole), saved_arrays(tmp_path / "run")
     for name, array in first.items():
         if "['key']['bias']" not in name:  # No score depends on it.
+            # An error near 0 has another sign in another program, and moments hold it.
+            atol = 1e-3 if "['mu']" in name else 1e-4
             np.testing.assert_allclose(
-                array, second[name], rtol=1e-3, atol=1e-4, err_msg=name
+                array, second[name], rtol=1e-3, atol=atol, err_msg=name
             )
 
 

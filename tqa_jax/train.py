@@ -320,9 +320,12 @@ def asked_to_stop() -> Iterator[list[signal.Signals]]:
             if number[0] != signal.SIGINT:
                 continue
             interrupts += 1
-            if interrupts > 1:
+            if interrupts == 1:
+                _logger.warning(
+                    "stopping once this is saved; Ctrl-C again quits at once"
+                )
+            else:
                 os._exit(130)
-            _logger.warning("stopping once this is saved; Ctrl-C again quits at once")
 
     # Python runs a handler when the main thread is back from compiling; the pipe is
     # written to at once.

@@ -8,7 +8,7 @@ It reads what the page exports, one file a rater, a folder of them, or all in on
 the files of the older system's two tools, and tables `clip,rater,<task>,...` with a
 line for each rater and clip. Into --out go `analysis.json`, `clips.csv`, `raters.csv`,
 `analysis.png` and `summary.md`; and, where clips were rated, `labels.csv` with their
-mean opinion scores, which `python -m extract.run --labels` reads. Preferences alone
+mean opinion scores, which `extract.run --labels=labels.csv` reads. Preferences alone
 make no labels: Bradley-Terry scores say how the clips of one study differ, not how good
 they are on a scale.
 """
