@@ -214,7 +214,6 @@ def test_damaged_files_of_a_finished_run_are_made_again(data, whole, tmp_path, c
     (damaged / "predictions.csv").write_bytes(predictions[: len(predictions) // 2])
     train.run(small.config(), data_path=data, workdir=damaged)
     assert_same_run(whole, damaged)
-    assert f"continuing from step {steps[0]}" not in caplog.text  # Of level INFO.
     said = [line for line in caplog.messages if "damaged" in line]
     assert len(said) == 3
     for line, part in zip(
