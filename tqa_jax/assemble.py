@@ -147,7 +147,7 @@ def build(
         start_from=config.train.start_from,
     )
     for remark in check_fit(config, facts):
-        _logger.warning("%s", remark)
+        _logger.info("%s", remark)
     check_shared(config, facts)
     return make(config, facts)
 
