@@ -375,6 +375,7 @@ def test_other_data_in_the_same_folder_is_refused(whole, tmp_path):
 
 
 def test_too_few_tasks_for_consistency_switch_it_off_and_say_so(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "tqa_jax")
     config = small.config(consistency__exclude=("overall", "lip_sync"), train__epochs=1)
     train.run(config, data_path=data, workdir=tmp_path / "run")
     assert "no consistency: it compares two tasks" in caplog.text
