@@ -15,7 +15,6 @@ face. Look at the other figures, too.
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -178,7 +177,7 @@ def _claim(given: argparse.Namespace, seeds: int) -> None:
     if not file.exists():
         run_folder.write_json(file, mine)
         return
-    theirs = json.loads(file.read_text(encoding="utf-8"))
+    theirs = run_folder.read_json(file, "give another --out")
     for key, value in mine.items():
         if theirs.get(key) != value:
             raise schema.InputError(

@@ -223,6 +223,7 @@ def test_ctrl_c_saves_every_run_and_the_same_command_continues(
         if len(lines) == 2:
             signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     config = usual(data, train__checkpoint_every=6)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run_folder.MetricsLog, "write", interrupting)
@@ -230,7 +231,7 @@ def test_ctrl_c_saves_every_run_and_the_same_command_continues(
     folders = list((tmp_path / "w" / "runs").iterdir())
     saved = [list((folder / "checkpoints").iterdir()) for folder in folders]
     assert [[path.name for path in steps] for steps in saved] == [["6"]] * 4
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == before
     found = sweep.run(config, workdir=tmp_path / "w")
     assert found.failed == {} and len(found.table) == 4
     for run in grid.plan(config):

@@ -174,8 +174,10 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_second_ctrl_c_quits_and_what_is_ignored_stays_so(monkeypatch, caplog):
+def test_a_second_ctrl_c_quits_and_nohup_holds(monkeypatch, caplog):
     statuses, quitting = [], threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    hangup = signal.getsignal(signal.SIGHUP)
 
     def leave(status):
         statuses.append(status)
@@ -193,8 +195,8 @@ def test_a_second_ctrl_c_quits_and_what_is_ignored_stays_so(monkeypatch, caplog)
             signal.raise_signal(signal.SIGINT)
             assert quitting.wait(10) and statuses == [130]
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        signal.signal(signal.SIGHUP, hangup)
+    assert signal.getsignal(signal.SIGINT) == before
     assert signal.set_wakeup_fd(-1) == -1
     assert caplog.messages == [
         "stopping once this is saved; Ctrl-C again quits at once"

@@ -182,7 +182,7 @@ def find_data(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 def _demo() -> types.ModuleType:
     cli.need("cv2", "av", instead=", or give --config.data.path")
-    with display.stage("loading the extractor"):
+    with display.stage("loading the extractor", after=0.2):
         from extract import demo
 
     return demo

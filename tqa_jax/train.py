@@ -308,7 +308,8 @@ class _Trainer:
 def asked_to_stop() -> Iterator[list[signal.Signals]]:
     """Notes Ctrl-C and SIGTERM instead of dying, so that the state can be saved.
 
-    A second Ctrl-C ends the process at once. What is ignored stays so (`nohup`).
+    A closed terminal counts as well, unless `nohup` ignores it. A second Ctrl-C ends
+    the process at once.
     """
     signals: list[signal.Signals] = []
     reader, writer = os.pipe()
@@ -332,14 +333,13 @@ def asked_to_stop() -> Iterator[list[signal.Signals]]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     wakeup = signal.set_wakeup_fd(writer)
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # The last is a terminal that was closed.
-    before = {
-        number: signal.getsignal(number)
-        for number in (getattr(signal, name, signal.SIGTERM) for name in names)
-    }
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, lambda n, frame: signals.append(signal.Signals(n)))
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none.
+    if signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in before:
+        signal.signal(number, lambda n, frame: signals.append(signal.Signals(n)))
     try:
         yield signals
     finally:

@@ -7,7 +7,6 @@ the compiler changes it.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from tqa_jax import assemble, batch, memory, pipeline, prepare
+from tqa_jax import assemble, batch, memory, pipeline, prepare, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +113,7 @@ def load(folder: pathlib.Path, data: pathlib.Path | None = None) -> Step:
     Raises:
         InputError: when the data set cannot be read.
     """
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    described = run_folder.read_json(folder / "config.json", "train it again")
     config = ml_collections.ConfigDict(described["config"])
     opened = prepare.open_dataset(
         data or described["data"]["path"],

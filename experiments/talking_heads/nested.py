@@ -6,6 +6,7 @@ generator. Test clips are predicted once, with that setting. What is done is a f
 is not done again.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -192,10 +193,11 @@ def run(
 
     def kept(name: str, make: Callable[[], Any]) -> Any:
         file = folder / f"{name}.json"
-        if not file.exists():
-            said(f"{protocols.PROTOCOLS[protocol]}: {name}")
-            run_folder.write_json(file, make())
-        return json.loads(file.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):  # Not there, or damaged.
+            return json.loads(file.read_bytes())
+        said(f"{protocols.PROTOCOLS[protocol]}: {name}")
+        run_folder.write_json(file, make())
+        return json.loads(file.read_bytes())
 
     folds = protocols.outer(protocol, clips)
     inner = [protocols.inner(protocol, clips, fold.train) for fold in folds]
