@@ -417,7 +417,7 @@ def describe(options: Options) -> tuple[schema.Modality, ...]:
     """
     parts: dict[str, list[schema.Modality]] = {}
     for setting in options.settings:
-        parts.setdefault(setting.modality, []).append(_part(setting))
+        parts.setdefault(setting.modality, []).append(part(setting))
     return tuple(
         schema.Modality(
             name=name,
@@ -436,7 +436,7 @@ def describe(options: Options) -> tuple[schema.Modality, ...]:
     )
 
 
-def _part(setting: Setting) -> schema.Modality:
+def part(setting: Setting) -> schema.Modality:
     """Describes what one backend measures."""
     module, found = setting.module, setting.weights
     checksum = landmarks.SHA256 if "face" in getattr(module, "NEEDS", ()) else ""
