@@ -260,6 +260,8 @@ def test_tensorboard_without_its_extra_is_said_before_training(tmp_path, monkeyp
         ("optim.task_factors.overal", "2"),
         ("train.select_metric", "plc"),
         ("train.select_weights.overal", "2"),
+        ("weighting.fixed.values.overal", "2"),
+        ("consistency.exclude", "overal"),
         ("weighting.shared", "nowhere/kernel"),
         ("train.start_from", "nowhere"),
     ],
