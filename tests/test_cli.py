@@ -180,7 +180,7 @@ def test_commands_refuse_addresses_for_folders(address, tmp_path, monkeypatch, c
     assert main_command.main(["--config=smoke", f"--config.data.path={address}"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert all(line.startswith(f"error: {address} is an address") for line in lines)
+    assert all(f"{address} is an address" in line for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -192,10 +192,9 @@ def test_an_option_that_cannot_be_is_one_line(capsys, tmp_path, monkeypatch):
         ["--table=a.csv"],
         ["--table=a.csv", "--out=x", "--nothing"],
     ):
-        with pytest.raises(SystemExit) as caught:
-            tables.main(arguments)
+        assert tables.main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert caught.value.code == 2 and line.startswith("error: ")
+        assert line.startswith("error: ")
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests import small
-from tqa_jax import assemble, grid, main, schema, sweep  # noqa: F401
+from tqa_jax import assemble, cli, grid, main, schema, sweep  # noqa: F401
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = r"python -m (?:tqa_jax|extract|experiments)[.\w]*"
@@ -135,6 +135,7 @@ def test_a_documented_command_is_accepted(command, monkeypatch, capsys):
     for name in ("parse_args", "parse_known_args"):
         method = getattr(argparse.ArgumentParser, name)
         monkeypatch.setattr(argparse.ArgumentParser, name, outermost(method))
+    monkeypatch.setattr(cli, "parse", outermost(cli.parse))
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.chdir(ROOT)
     try:
