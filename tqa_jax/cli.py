@@ -137,11 +137,11 @@ def parse(
         print(doc.strip() + "\n")
     errors = io.StringIO()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(errors))
         if not shows_help:
-            stack.enter_context(contextlib.redirect_stderr(errors))
             stack.enter_context(_wide_terminal())
         try:
-            return tyro.cli(
+            given = tyro.cli(
                 annotated,
                 prog=f"python -m {name}",
                 description="",
@@ -151,9 +151,10 @@ def parse(
                 registry=registry,
             )
         except SystemExit as error:
-            if shows_help:
+            if not error.code:
                 raise
             raise schema.InputError(_sentence(errors.getvalue())) from error
+    return options(**vars(given))
 
 
 def _reader(info: Any) -> Any:
