@@ -4,8 +4,8 @@ r"""Makes a data set as `extract.run` does, on Apache Beam: many machines, or on
         --clips=my_clips/ --labels=labels.csv --out=data/mine
 
 The one thing to know: options that `extract.run` has mean the same, all others are
-Beam's own. Results of clips go to `<out>.partial/`, so clips and `--out` must be under
-the same path on every machine (a shared or mounted file system); the shards are
+Beam's own. Features of clips go to `<out>.features/`, so clips and `--out` must be
+under the same path on every machine (a shared or mounted file system); the shards are
 written at the end, by this process, and are the same bytes as those of `extract.run`.
 """
 
@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import json
 import logging
-import pathlib
 import shutil
 import sys
 import time
@@ -25,7 +24,7 @@ with cli.imports():
     import apache_beam as beam
     from apache_beam.options import pipeline_options
 
-    from extract import backends, pool, run, workers
+    from extract import backends, jobs, measure, run
 
 _JOB = ""  # in place of a clip's fingerprint: what ended the job
 _OUTCOMES = "outcomes"
@@ -39,105 +38,127 @@ class Measure(beam.DoFn):
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        store: measure.Store,
         options: backends.Options,
-        timeout_seconds: float,
+        names: Sequence[str],
+        timeout_seconds: float | None,
         device_batch: int | None,
     ) -> None:
-        """Keeps the arguments of `pool.measure`."""
-        self._folder, self._options = folder, options
+        """Keeps the arguments of `measure.measured` and the backends to measure."""
+        self._store, self._options, self._names = store, options, names
         self._timeout_seconds, self._device_batch = timeout_seconds, device_batch
 
     def setup(self) -> None:
         """Starts the process and reads the weights, once in a worker."""
-        self._workers = workers.start(1)
+        self._workers = jobs.Workers(1)
         if self._options.networks:
             cli.prepare_jax()
-        self._networks = pool.open_networks(self._options, self._device_batch)
+        self._networks = measure.open_networks(
+            self._options, self._names, self._device_batch
+        )
 
-    def process(self, element: tuple[str, str]) -> Iterator[str]:
-        """Yields what came of a clip as JSON, given its fingerprint and its path."""
+    def process(
+        self, element: tuple[measure.Fingerprint, measure.Job]
+    ) -> Iterator[str]:
+        """Yields as JSON what came of a clip."""
+        key, job = element
         before = self._spent()
+        seconds, stages, reason, name = 0.0, {}, None, key.clip
         try:
-            ((key, clip, reason),) = pool.observe(
-                self._workers,
-                dict([element]),
-                self._folder,
-                self._options,
-                self._timeout_seconds,
+            ((_, clip),) = measure.observe(
+                self._workers, {name: job}, self._options, self._timeout_seconds
             )
-            if reason is None and self._networks is not None:
-                pool.see(self._networks, self._folder, key)
-                pool.finish(self._networks, self._folder)
+            if isinstance(clip, jobs.Failure):
+                reason = clip.reason
+            else:
+                seconds, stages = clip.rows / schema.FPS, clip.seconds
+                if clip.pending:
+                    done = self._networks.add(name, clip) + self._networks.finish()
+                    ((_, clip),) = done
+            self._store.keep(key, clip)
         except schema.InputError as error:  # the job cannot go on, and says so once
-            key, clip, reason = _JOB, None, str(error)
+            name, reason = _JOB, str(error)
         spent = {
-            name: seconds - before[name] for name, seconds in self._spent().items()
+            stage: seconds - before[stage] for stage, seconds in self._spent().items()
         }
-        yield json.dumps([key, clip and dataclasses.asdict(clip), reason, spent])
+        yield json.dumps([name, seconds, stages, reason, spent])
 
     def _spent(self) -> dict[str, float]:
         return {} if self._networks is None else self._networks.seconds
 
     def teardown(self) -> None:
         """Ends the process."""
-        workers.stop(self._workers)
+        self._workers.close()
 
 
-def measure(
-    work: Mapping[str, pathlib.Path],
-    folder: pathlib.Path,
-    options: backends.Options,
+def measured(
+    work: Mapping[str, measure.Job],
+    store: measure.Store,
+    keys: Mapping[str, measure.Fingerprint],
     *,
-    num_workers: int,
-    timeout_seconds: float,
+    options: backends.Options,
+    tally: measure.Tally,
+    num_workers: int | None,
+    timeout_seconds: float | None = None,
     device_batch: int | None = None,
     pipeline: Sequence[str] = (),
-) -> pool.Progress:
-    """Measures the clips that have no result yet, as `pool.measure` does.
+) -> dict[str, str]:
+    """Measures clips and keeps them, as `build.local` does.
 
     Args:
-        work: files by their fingerprints.
-        folder: where results are kept, on a file system that all workers share.
+        work: clips to measure.
+        store: where results are kept, on a file system that all workers share.
+        keys: fingerprints of the clips.
         options: how clips are measured.
+        tally: gets what was done.
         num_workers: workers of the runner.
         timeout_seconds: a clip that takes longer is given up.
         device_batch: rows that a network sees at once; None takes its default.
         pipeline: Beam's options.
 
+    Returns:
+        Reasons of the clips that could not be used.
+
     Raises:
         schema.InputError: the folder cannot be written, or a network's weights do not
             fit it.
     """
-    progress, todo = pool.begin(work, folder)
-    if not todo:
-        return progress
+    if not work:
+        return {}
     start = time.perf_counter()
-    progress.num_workers = num_workers
-    outcomes = folder / _OUTCOMES
+    tally.num_workers = num_workers or machine.cores()
+    outcomes = store.folder / _OUTCOMES
     shutil.rmtree(outcomes, ignore_errors=True)
-    step = Measure(folder, options, timeout_seconds, device_batch)
+    names = {name for job in work.values() for name in job.names}
+    step = Measure(store, options, sorted(names), timeout_seconds, device_batch)
+    elements = [
+        (keys[key], dataclasses.replace(job, path=job.path.absolute()))
+        for key, job in work.items()
+    ]
     with beam.Pipeline(options=_options(pipeline)) as job:
         (
             job
-            | "clips"
-            >> beam.Create([(key, str(path.absolute())) for key, path in todo.items()])
+            | "clips" >> beam.Create(elements)
             | "spread" >> beam.Reshuffle()
             | "measure" >> beam.ParDo(step)
             | "outcomes" >> beam.io.WriteToText(str(outcomes / "part"))
         )
+    reasons = {}
     for part in sorted(outcomes.iterdir()):
         for line in part.read_text(encoding="utf-8").splitlines():
-            key, clip, reason, networks = json.loads(line)
+            key, seconds, stages, reason, networks = json.loads(line)
             if key == _JOB:
                 raise schema.InputError(reason)
-            for stage, seconds in networks.items():  # each worker has its own
-                before = progress.network_seconds.get(stage, 0.0)
-                progress.network_seconds[stage] = before + seconds / num_workers
-            progress.add(key, clip and pool.Observed(**clip), reason)
+            for stage, spent in networks.items():  # each worker has its own
+                before = tally.network_seconds.get(stage, 0.0)
+                tally.network_seconds[stage] = before + spent / tally.num_workers
+            if reason is None:
+                tally.add(seconds, stages)
+            else:
+                reasons[key] = reason
     shutil.rmtree(outcomes)
-    progress.wall_seconds = time.perf_counter() - start
-    return progress
+    tally.wall_seconds = time.perf_counter() - start
+    return reasons
 
 
 def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
@@ -181,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         _options(pipeline)  # also where nothing has to be measured
         return run.make(
-            "extract.beam", given, functools.partial(measure, pipeline=pipeline)
+            "extract.beam", given, functools.partial(measured, pipeline=pipeline)
         )
 
     return cli.run(work, stopped=run.STOPPED)

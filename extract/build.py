@@ -1,8 +1,9 @@
 """Builds a data set out of clips: worker processes, resumable, rejected clips listed.
 
-The one thing to know: each finished clip is saved in `<out>.partial/` at once, under a
-name made of its content and the options; the data set itself appears complete at the
-end. Whatever stops the job in between, the same command goes on where it was.
+What is measured is kept in `<out>.features/` at once, by clip content and backend; the
+data set itself appears complete at the end. So a stopped command goes on where it was,
+and a data set made again with other clips, labels, splits or backends measures only
+what is new.
 """
 
 import collections
@@ -10,6 +11,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from extract import backends, landmarks, pool
+from extract import backends, jobs, landmarks, measure
 from extract import clip as clips
-from tqa_jax import machine, output, records, schema
+from tqa_jax import output, records, schema
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,30 +55,50 @@ class Summary:
         info: the data set's description.
         rejected: clip and reason of each clip that could not be used.
         notes: clip and note, for clips that are in the set.
-        progress: what was measured now; the other clips were measured earlier.
+        tally: what was measured now; the rest was measured earlier.
     """
 
     info: schema.DatasetInfo
     rejected: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...] = ()
-    progress: pool.Progress = dataclasses.field(default_factory=pool.Progress)
+    tally: measure.Tally = dataclasses.field(default_factory=measure.Tally)
 
     def line(self) -> str:
         """Returns the summary in one line for people."""
         count = sum(split.clips for split in self.info.splits.values())
-        parts = [f"{count} clips in the set, {len(self.rejected)} rejected"]
-        done = self.progress
-        if done.measured:
-            speed = done.video_seconds / max(done.wall_seconds, 1e-9)
-            parts.append(
-                f"measured {done.measured} clips, {done.video_seconds / 60:.1f} "
-                f"minutes of video, {speed:.1f} times faster than real time"
-            )
-            rates = ", ".join(f"{k} {v:,.0f}" for k, v in done.rates().items())
-            parts.append(f"rows a second: {rates}; limited by {done.limit()}")
-        else:
-            parts.append("nothing had to be measured")
-        return "; ".join(parts)
+        return (
+            f"{count} clips in the set, {len(self.rejected)} rejected; "
+            f"{self.tally.line()}"
+        )
+
+
+def local(
+    work: Mapping[str, measure.Job],
+    store: measure.Store,
+    keys: Mapping[str, measure.Fingerprint],
+    options: backends.Options,
+    tally: measure.Tally,
+    **how: Any,
+) -> dict[str, str]:
+    """Measures clips on this machine and keeps them.
+
+    Args:
+        work: clips to measure, see `measure.measured`.
+        store: where results are kept.
+        keys: fingerprints of the clips.
+        options: how clips are measured.
+        tally: gets what was done.
+        **how: further arguments of `measure.measured`.
+
+    Returns:
+        Reasons of the clips that could not be used.
+    """
+    reasons = {}
+    for key, clip in measure.measured(work, options, tally, **how):
+        store.keep(keys[key], clip)
+        if isinstance(clip, jobs.Failure):
+            reasons[key] = clip.reason
+    return reasons
 
 
 def build(
@@ -85,31 +109,35 @@ def build(
     name: str,
     provenance: Mapping[str, Any],
     options: backends.Options | None = None,
+    features: pathlib.Path | None = None,
     num_workers: int | None = None,
     dtype: str = "float16",
     timeout_seconds: float | None = None,
-    measure: Callable[..., pool.Progress] = pool.measure,
+    device_batch: int | None = None,
+    run: Callable[..., dict[str, str]] = local,
 ) -> Summary:
     """Measures clips and writes them as a data set.
 
     Args:
         items: the clips, in the order in which the set holds them.
-        out: the folder to make.
+        out: the folder to make; another set that this function made is replaced.
         tasks: the set's tasks; the items' labels are scores of them.
         name: the set's name, letters, digits and underscores.
         provenance: who made the set and how; the extractor adds its part.
         options: how clips are measured.
-        num_workers: processes; None takes one for each CPU core.
+        features: folder where what is measured is kept; None takes `<out>.features`.
+        num_workers: processes; None takes as many as cores and memory allow.
         dtype: how features are stored, `float16` or `float32`.
         timeout_seconds: a clip that takes longer is rejected; None takes one minute
             and five times `options.max_seconds`.
-        measure: runs the measuring, as `pool.measure` does.
+        device_batch: rows that a network sees at once; None takes its default.
+        run: measures, as `local` does.
 
     Returns:
         What was done. The folder holds `rejected.csv` and `notes.csv` as well.
 
     Raises:
-        schema.InputError: for unusable arguments, a folder that holds another set,
+        schema.InputError: for unusable arguments, a folder that holds something else,
             no usable clip, or no usable clip for training.
     """
     options = options or backends.options()
@@ -120,92 +148,82 @@ def build(
     for setting in options.settings:
         if hasattr(setting.module, "file"):
             _check_files(items, setting)
-    keys = [pool.fingerprint(item.path, options) for item in items]
+    keys = {item.clip: measure.fingerprint(item.path, options) for item in items}
     request = _request(items, keys, of, name, dtype)
-    if out.exists() and not _is_empty(out):
-        return _finished(out, request)
+    if there := _there(out, request):
+        return there
     landmarks.check_library(model)
-    partial = out.with_name(out.name + ".partial")
+    store = measure.Store(features or out.with_name(out.name + ".features"))
+    tally = measure.Tally()
     with _writing(out):
-        partial.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.rmdir()
-    with output.lock(partial / ".lock"):
-        return _build(
+        store.folder.mkdir(parents=True, exist_ok=True)
+    with output.lock(store.folder / ".lock"):
+        rejected = _measure(
             items,
             keys,
-            out,
-            partial,
-            of,
-            request,
-            name=name,
-            provenance=provenance,
-            options=options,
-            dtype=dtype,
-            measure=functools.partial(
-                measure,
-                num_workers=num_workers or machine.cores(),
-                timeout_seconds=timeout_seconds or 60 + 5 * options.max_seconds,
+            store,
+            functools.partial(
+                run,
+                options=options,
+                tally=tally,
+                num_workers=num_workers,
+                timeout_seconds=timeout_seconds,
+                device_batch=device_batch,
             ),
+            options.max_seconds,
         )
-
-
-def _build(
-    items: Sequence[Item],
-    keys: Sequence[str],
-    out: pathlib.Path,
-    partial: pathlib.Path,
-    of: schema.Schema,
-    request: str,
-    *,
-    name: str,
-    provenance: Mapping[str, Any],
-    options: backends.Options,
-    dtype: str,
-    measure: Callable[..., pool.Progress],
-) -> Summary:
-    """Builds what `build` has checked."""
-    pairs = list(zip(keys, items, strict=True))
-    done = measure(
-        {key: item.path for key, item in pairs},
-        partial,
-        options,
-    )
-    rejected = tuple(
-        (item.clip, done.rejected[key]) for key, item in pairs if key in done.rejected
-    )
-    usable = [(key, item) for key, item in pairs if key not in done.rejected]
-    _check_usable(usable, rejected, partial, keys)
-    notes: list[tuple[str, str]] = []
-    for key, item in usable:
-        notes += [(item.clip, note) for note in pool.load(partial, key).notes]
-    with _writing(out):
-        info = records.write_dataset(
-            out,
-            _records(usable, partial, of),
-            name=name,
-            schema=of,
-            provenance={
-                **provenance,
-                "extraction": {
-                    "options": pool.public(options),
-                    "request": request,
-                    "rejected": len(rejected),
+        usable = [item for item in items if item.clip not in rejected]
+        _check_usable(usable, rejected)
+        notes: list[tuple[str, str]] = []
+        for item in usable:
+            notes += [(item.clip, note) for note in store.load(keys[item.clip]).notes]
+        with _writing(out):
+            info = records.write_dataset(
+                out,
+                _records(usable, keys, store, of),
+                name=name,
+                schema=of,
+                provenance={
+                    **provenance,
+                    "extraction": {
+                        "options": measure.public(options),
+                        "request": request,
+                        "rejected": len(rejected),
+                    },
                 },
-            },
-            dtype=dtype,
-            files={
-                "rejected.csv": output.table(("clip", "reason"), rejected),
-                "notes.csv": output.table(("clip", "note"), notes),
-            },
-        )
-    pool.clear(partial)
-    return Summary(
-        info=info,
-        rejected=rejected,
-        notes=tuple(notes),
-        progress=done,
-    )
+                dtype=dtype,
+                files={
+                    "rejected.csv": output.table(("clip", "reason"), rejected.items()),
+                    "notes.csv": output.table(("clip", "note"), notes),
+                },
+                replace=True,
+            )
+    return Summary(info, tuple(rejected.items()), tuple(notes), tally)
+
+
+def _measure(
+    items: Sequence[Item],
+    keys: Mapping[str, measure.Fingerprint],
+    store: measure.Store,
+    run: Callable[..., dict[str, str]],
+    max_seconds: float,
+) -> dict[str, str]:
+    """Measures what is missing; returns reasons of useless clips by name."""
+    reasons: dict[str, str] = {}  # by digest: clips may have the same content
+    work, of = {}, {}
+    for item in items:
+        key = keys[item.clip]
+        if (reason := store.reason(key)) is not None:
+            reasons[key.clip] = reason
+        elif missing := store.missing(key, max_seconds):
+            work[key.clip] = measure.Job(item.path, tuple(missing))
+            of[key.clip] = key
+    reasons |= run(work, store, of)
+    return {
+        item.clip: reasons[keys[item.clip].clip]
+        for item in items
+        if keys[item.clip].clip in reasons
+    }
 
 
 def _check_items(
@@ -269,22 +287,16 @@ def _check_files(items: Sequence[Item], setting: backends.Setting) -> None:
         )
 
 
-def _check_usable(
-    usable: Sequence[tuple[str, Item]],
-    rejected: Sequence[tuple[str, str]],
-    partial: pathlib.Path,
-    keys: Sequence[str],
-) -> None:
-    reasons = "; ".join(f"{clip}: {reason}" for clip, reason in rejected[:3])
+def _check_usable(usable: Sequence[Item], rejected: Mapping[str, str]) -> None:
+    reasons = "; ".join(f"{clip}: {why}" for clip, why in list(rejected.items())[:3])
     if len(rejected) > 3:
         reasons += f"; and {len(rejected) - 3} more"
     if not usable:
-        pool.clear(partial, keys)
         raise schema.InputError(
             f"none of {len(rejected)} clips can be used, no data set is made "
             f"({reasons})"
         )
-    if not any(item.split == "train" for _, item in usable):
+    if not any(item.split == "train" for item in usable):
         raise schema.InputError(
             "no clip of the train split can be used, no data set is made; move clips "
             f"there in the labels file ({reasons})"
@@ -292,11 +304,14 @@ def _check_usable(
 
 
 def _records(
-    usable: Sequence[tuple[str, Item]], partial: pathlib.Path, of: schema.Schema
+    usable: Sequence[Item],
+    keys: Mapping[str, measure.Fingerprint],
+    store: measure.Store,
+    of: schema.Schema,
 ) -> Iterator[tuple[str, records.Clip]]:
     """Yields split and clip, one in memory at a time."""
-    for key, item in usable:
-        measured = pool.load(partial, key)
+    for item in usable:
+        measured = store.load(keys[item.clip])
         features, masks = dict(measured.features), dict(measured.frame_mask)
         for name in item.absent:
             features[name] = np.full_like(features[name], np.nan)
@@ -314,13 +329,19 @@ def _records(
         )
 
 
-def _request(items, keys, of: schema.Schema, name: str, dtype: str) -> str:
+def _request(
+    items: Sequence[Item],
+    keys: Mapping[str, measure.Fingerprint],
+    of: schema.Schema,
+    name: str,
+    dtype: str,
+) -> str:
     """Returns a digest of everything that the content of the set depends on."""
     listed = [
-        (key, item.clip, item.source, item.split, dict(item.labels), item.absent)
-        for key, item in zip(keys, items, strict=True)
+        (keys[i.clip].clip, i.clip, i.source, i.split, dict(i.labels), i.absent)
+        for i in items
     ]
-    return pool.digest([listed, of.to_json(), name, dtype])
+    return measure.digest([listed, of.to_json(), name, dtype])
 
 
 @contextlib.contextmanager
@@ -335,21 +356,26 @@ def _writing(out: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def _is_empty(out: pathlib.Path) -> bool:
-    return out.is_dir() and not any(out.iterdir())
+def _there(out: pathlib.Path, request: str) -> Summary | None:
+    """Returns the summary of the set that is there, if it is the one asked for.
 
-
-def _finished(out: pathlib.Path, request: str) -> Summary:
-    """Returns the summary of the set that is there, if it is the one asked for."""
+    Raises:
+        schema.InputError: there is something that this module has not made.
+    """
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
+        return None
     if not (out / "dataset.json").is_file():
         raise schema.InputError(f"{out} is there and no data set; choose another --out")
     info = schema.load(out)
     made = info.provenance.get("extraction", {}).get("request")
-    if made != request:
+    if made is None:
         raise schema.InputError(
-            f"{out} holds a data set made from other clips, labels or options; "
-            "choose another --out or remove it"
+            f"{out} holds a data set that was not measured from clips; choose another "
+            "--out or remove it"
         )
+    if made != request:
+        _logger.info("%s holds another data set of clips; it will be replaced", out)
+        return None
     with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
         rejected = tuple((row["clip"], row["reason"]) for row in csv.DictReader(file))
     return Summary(info=info, rejected=rejected)

@@ -9,7 +9,7 @@ they will see, `extract.network_stage` runs them.
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,8 @@ class ClipFeatures:
     Attributes:
         parts: by `<modality>/<backend>`: float32 (T, D), NaN where the mask is False.
         masks: likewise, bool (T,), True where the row was measured.
-        notes: what a person should know of the clip, one line each.
+        remarks: what a person should know, one line each, by `<modality>/<backend>`;
+            under "" what every backend's numbers suffer from.
         seconds: time spent: `decode`, `landmarks`, and by modality.
         pending: what a network still has to see, arrays by name, by
             `<modality>/<backend>`; it has a mask and no part yet.
@@ -31,8 +32,8 @@ class ClipFeatures:
 
     parts: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
+    remarks: Mapping[str, Sequence[str]]
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     pending: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
@@ -59,6 +60,11 @@ class ClipFeatures:
             for modality, names in self._names().items()
         }
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All remarks."""
+        return tuple(line for lines in self.remarks.values() for line in lines)
+
     def _names(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
         for name in self.masks:
@@ -76,20 +82,26 @@ def check(options: backends.Options) -> pathlib.Path:
     return landmarks.find_model(options.landmarker)
 
 
-def observe(path: str | pathlib.Path, options: backends.Options) -> ClipFeatures:
-    """Measures all modalities of one clip but those of networks.
+def observe(
+    path: str | pathlib.Path,
+    options: backends.Options,
+    names: Collection[str] | None = None,
+) -> ClipFeatures:
+    """Measures one clip, but for what networks will see.
 
     A pure function of the file and the options, with arguments that can be pickled.
 
     Args:
         path: the video file.
         options: as checked by `check`.
+        names: of the backends that are asked for, `<modality>/<backend>`; None for
+            all of the options.
 
     Raises:
         decode.ClipError: this clip cannot be used, and why.
         schema.InputError: the options or a file beside the clip cannot be used.
     """
-    settings = options.settings
+    settings = [s for s in options.settings if names is None or s.name in names]
     seconds = dict.fromkeys(
         ["decode", "landmarks", *(setting.modality for setting in settings)], 0.0
     )
@@ -126,9 +138,12 @@ def observe(path: str | pathlib.Path, options: backends.Options) -> ClipFeatures
         notes=media.notes,
     )
     clock.spent("decode")
-    parts, masks, pending = {}, {}, {}
+    _note(clip, faces)
+    parts, masks, pending, remarks = {}, {}, {}, {"": list(clip.notes)}
     for setting, measurer in measurers:
+        clip.notes.clear()
         measured, mask = measurer.finish(clip)
+        remarks[setting.name] = list(clip.notes)
         masks[setting.name] = mask.copy()
         if hasattr(setting.module, "network"):
             pending[setting.name] = measured
@@ -136,8 +151,7 @@ def observe(path: str | pathlib.Path, options: backends.Options) -> ClipFeatures
             measured[~mask] = np.nan
             parts[setting.name] = measured
         clock.spent(setting.modality)
-    _note(clip, faces)
-    return ClipFeatures(parts, masks, tuple(clip.notes), seconds, pending)
+    return ClipFeatures(parts, masks, remarks, seconds, pending)
 
 
 class _Clock:

@@ -10,31 +10,22 @@ again.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import logging
-import multiprocessing
-import os
 import pathlib
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import process
 
 import numpy as np
-import tqdm
 
 import tqa_jax
-from tqa_jax import cli, machine, output, schema
+from tqa_jax import cli, output, schema
 
 with cli.imports():
-    import cv2
-
-    from extract import backends, encode, landmarks, pool
+    from extract import backends, encode, jobs, landmarks, measure
     from extract import build as builder
     from extract import clip as extractor
     from extract.degrading import flaws
@@ -135,16 +126,15 @@ def build(
     # Another version of a backend or of the clips is another set, under another name.
     of = [dataclasses.asdict(item) for item in backends.describe(options)]
     drawn = [dataclasses.asdict(item) for item in plans]
-    asked = pool.digest([_provenance(clips, seed), drawn, of])
+    asked = measure.digest([_provenance(clips, seed), drawn, of])
     path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"
-    workers = num_workers or machine.cores()
     work = path.with_name(path.name + ".work")
     with _locked(path):
         if not (path / "dataset.json").is_file():
             _logger.info("building the demo data set of %d clips in %s", clips, path)
             landmarks.check_library(model)
             work.mkdir(exist_ok=True)
-            _render_all(plans, work, workers)
+            _render_all(plans, work, num_workers)
             _keep_examples(plans, work, path.with_name(path.name + "-examples"))
             summary = builder.build(
                 [_item(item, work) for item in plans],
@@ -153,7 +143,8 @@ def build(
                 name="tqa_demo",
                 provenance=_provenance(clips, seed),
                 options=options,
-                num_workers=workers,
+                features=work / "features",
+                num_workers=num_workers,
             )
             _logger.info("%s", summary.line())
         if work.exists():
@@ -208,71 +199,28 @@ def _provenance(clips: int, seed: int) -> dict:
 
 
 def _render_all(
-    plans: Sequence[demo_plan.Plan], work: pathlib.Path, num_workers: int
+    plans: Sequence[demo_plan.Plan], work: pathlib.Path, num_workers: int | None
 ) -> None:
     """Renders the clips that are not there yet."""
-    todo = [item for item in plans if not (work / f"{item.clip}.mp4").is_file()]
-    if not todo:
-        return
     # One identity after the other: a worker keeps the few it has drawn last.
-    todo.sort(key=lambda item: item.identity_seed)
-    executor = concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(num_workers, len(todo)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+    plans = sorted(plans, key=lambda item: item.identity_seed)
+    reasons = jobs.make_files(
+        {item.clip: (item,) for item in plans},
+        _render_one,
+        {item.clip: work / f"{item.clip}.mp4" for item in plans},
+        num_workers=num_workers,
+        timeout_seconds=600,
+        what="rendered",
     )
-    with executor as workers:
-        jobs = [workers.submit(_render_one, item, work) for item in todo]
-        try:
-            for job in _shown(concurrent.futures.as_completed(jobs), len(jobs)):
-                job.result()
-        except process.BrokenProcessPool as error:
-            raise schema.InputError(
-                "a process that renders demo clips died, perhaps for lack of memory; "
-                "the same command goes on"
-            ) from error
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
+    for clip, reason in reasons.items():
+        raise schema.InputError(
+            f"demo clip {clip} cannot be rendered: {reason}; the same command goes on"
+        )
 
 
-def _start_worker() -> None:
-    """Sets a worker up: one thread, and no life after its parent's.
-
-    The executor's own workers would wait for ever when the parent is killed.
-    """
-    cv2.setNumThreads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _render_one(item: demo_plan.Plan, work: pathlib.Path) -> None:
+def _render_one(item: demo_plan.Plan, file: pathlib.Path) -> None:
     frames, audio = make_clip(item)
-    write_video(work / f"{item.clip}.mp4", frames, audio)
-
-
-def _shown(
-    jobs: Iterator[concurrent.futures.Future], total: int
-) -> Iterator[concurrent.futures.Future]:
-    """Shows progress: a bar on a terminal, else a log line every ten seconds."""
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(jobs, total=total, unit="clip", desc="rendering")
-        return
-    start = last = time.monotonic()
-    for done, job in enumerate(jobs, 1):
-        yield job
-        now = time.monotonic()
-        if now - last >= 10 or done == total:
-            rate = done / (now - start)
-            left = (total - done) / rate
-            _logger.info(
-                "rendering: %d/%d, %.1f clips/s, %.0f s left", done, total, rate, left
-            )
-            last = now
+    write_video(file, frames, audio)
 
 
 def _keep_examples(

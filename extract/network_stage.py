@@ -27,12 +27,12 @@ class Networks:
     """The networks of one job and the clips that wait for them."""
 
     def __init__(
-        self, options: backends.Options, *, device_batch: int = DEVICE_BATCH
+        self, settings: Sequence[backends.Setting], *, device_batch: int = DEVICE_BATCH
     ) -> None:
         """Reads the weights.
 
         Args:
-            options: as checked by `clip.check`.
+            settings: backends that are networks, as checked by `clip.check`.
             device_batch: rows that a network sees at once.
 
         Raises:
@@ -44,8 +44,7 @@ class Networks:
                 setting.module.network(setting.weights, jnp.dtype(setting.dtype)),
                 device_batch,
             )
-            for setting in options.settings
-            if hasattr(setting.module, "network")
+            for setting in settings
         }
         self._open: dict[str, clips.ClipFeatures] = {}
 

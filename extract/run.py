@@ -8,7 +8,6 @@ be used and nothing was measured or made. The same command goes on after a stop.
 """
 
 import argparse
-import functools
 import math
 import pathlib
 import re
@@ -19,7 +18,7 @@ import tqa_jax
 from tqa_jax import cli, records, schema
 
 with cli.imports():
-    from extract import backends, build, clip, labels, landmarks, pool
+    from extract import backends, build, clip, labels, landmarks
     from extract.degrading import degrade_plan
 
 STOPPED = "stopped; the same command goes on"
@@ -30,18 +29,18 @@ _OPTIONS = ("network_dtype", "max_seconds", "landmarker")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = parser("extract.run", __doc__).parse_args(arguments)
-    return cli.run(lambda: make("extract.run", given, pool.measure), stopped=STOPPED)
+    return cli.run(lambda: make("extract.run", given, build.local), stopped=STOPPED)
 
 
 def make(
-    command: str, given: argparse.Namespace, measure: Callable[..., pool.Progress]
+    command: str, given: argparse.Namespace, measure: Callable[..., dict[str, str]]
 ) -> int:
     """Makes the data set.
 
     Args:
         command: module that was asked to run.
         given: its options, parsed by `parser`.
-        measure: runs the measuring, as `pool.measure` does.
+        measure: runs the measuring, as `build.local` does.
 
     Returns:
         The exit status.
@@ -75,7 +74,9 @@ def make(
         options=options,
         num_workers=given.num_workers,
         dtype=given.dtype,
-        measure=functools.partial(measure, device_batch=given.device_batch),
+        features=given.features,
+        device_batch=given.device_batch,
+        run=measure,
     )
     for name, reason in summary.rejected:
         print(f"rejected {_shown(name)}: {reason}")
@@ -112,6 +113,12 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         metavar="CSV",
     )
     add("out", "folder of the data set to make", required=True, **folder)
+    add(
+        "features",
+        "folder where what is measured is kept by clip and backend, so that another "
+        "data set measures only what is new (default: <out>.features)",
+        **folder,
+    )
     add("name", "name of the data set (default: made from --out)")
     add(
         "num_workers",

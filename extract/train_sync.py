@@ -18,16 +18,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tqdm
 
-from tqa_jax import cli, machine, output, schema
+from tqa_jax import cli, output, schema
 
 with cli.imports():
     from extract import (
         decode,
         files,
+        jobs,
         landmarks,
         sound,
         sync_fit,
-        workers,
     )
     from extract.backends import head as sync_head
 
@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         results = {
             name: pathlib.Path(work, f"{at}.npz") for at, name in enumerate(names)
         }
-        rejected = workers.run(
+        rejected = jobs.make_files(
             {
                 name: (path, model, options.max_seconds)
                 for name, path in zip(names, paths, strict=True)
@@ -192,7 +192,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "num_workers",
         "processes that find faces (default: one for each CPU core)",
         type=int,
-        default=machine.cores(),
         metavar="N",
     )
     add(

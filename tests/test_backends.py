@@ -215,7 +215,9 @@ def test_arrays_become_a_modality_of_the_set(tmp_path, capsys):
         )
     assert not stored["3"].frame_mask["mood"].any()
     np.save(tmp_path / "mine" / "0.npy", np.zeros((5, 3)))
-    assert run.main(arguments) == 2  # another content is another set
+    assert run.main(arguments) == 0  # Of the one clip, this modality alone.
+    printed = capsys.readouterr().out
+    assert "measured 1 clips" in printed and "sync" not in printed
     assert str(tmp_path) not in (tmp_path / "set" / "dataset.json").read_text()
 
 

@@ -1,8 +1,9 @@
+import functools
 import json
 
 import pytest
 
-from extract import backends, clip, pool, run
+from extract import backends, build, measure, run
 from tests import media
 from tqa_jax import schema
 
@@ -45,43 +46,74 @@ def test_several_workers_write_the_same_bytes_as_one_machine(folder, tmp_path):
     found = schema.load(other)
     assert found.splits == schema.load(one).splits
     assert found.provenance["tool"] == "extract.beam"
-    assert not list(tmp_path.glob("*.partial"))
 
 
-def _measure(work, folder, **more):
-    given = {"num_workers": 1, "timeout_seconds": 60}
-    given["pipeline"] = ["--direct_running_mode=in_memory"]
-    return command.measure(work, folder, backends.options(), **{**given, **more})
+def _measure(path, store, run, **more):
+    options, tally = backends.options(), measure.Tally()
+    key = measure.fingerprint(path, options)
+    names = tuple(store.missing(key, options.max_seconds))
+    work = {key.clip: measure.Job(path, names)} if names else {}
+    reasons = run(
+        work,
+        store,
+        {key.clip: key},
+        options=options,
+        tally=tally,
+        num_workers=1,
+        timeout_seconds=60,
+        **more,
+    )
+    return key, reasons, tally
 
 
-def test_finished_clips_are_not_measured_again(folder, tmp_path):
-    paths = {f"key{i}": folder / f"good {i}.mp4" for i in range(2)}
-    pool.save(tmp_path, "key0", clip.observe(paths["key0"], backends.options()))
-    (tmp_path / "key9.rejected").write_text("for a reason")
-    done = _measure({**paths, "key9": folder / "deaf.mp4"}, tmp_path)
-    assert done.measured == 1 and done.rejected == {"key9": "for a reason"}
-    assert (tmp_path / "key1.npz").is_file() and done.stage_seconds["landmarks"] > 0
-    assert not (tmp_path / "outcomes").exists()
-    again = _measure(paths, tmp_path)
-    assert again.measured == 0 and again.wall_seconds == 0
+def test_beam_takes_up_what_one_machine_has_measured(folder, tmp_path):
+    store = measure.Store(tmp_path)
+    beamed = functools.partial(
+        command.measured, pipeline=["--direct_running_mode=in_memory"]
+    )
+    key, reasons, tally = _measure(folder / "good 0.mp4", store, beamed)
+    assert reasons == {} and tally.measured == 1 and tally.stage_seconds["landmarks"]
+    assert store.missing(key, 120) == [] and not (tmp_path / "outcomes").exists()
+    _, _, tally = _measure(folder / "good 0.mp4", store, build.local)
+    assert tally.measured == 0
+    key, reasons, _ = _measure(folder / "deaf.mp4", store, beamed)
+    assert reasons == {key.clip: store.reason(key)} != {key.clip: None}
 
 
 def test_a_crash_of_the_decoder_costs_one_clip(folder, tmp_path):
-    step = command.Measure(tmp_path, backends.options(), 60, None)
+    options, store = backends.options(), measure.Store(tmp_path)
+    names = tuple(setting.name for setting in options.settings)
+    good = measure.fingerprint(folder / "good 0.mp4", options)
+    step = command.Measure(store, options, names, 60, None)
     step.setup()
-    work = {"crash": media.Fatal(), "good": str(folder / "good 0.mp4")}
-    came = [json.loads(one) for item in work.items() for one in step.process(item)]
+    came = [
+        json.loads(one)
+        for key, path in (
+            (measure.Fingerprint("crash", {}), media.Fatal()),
+            (good, folder / "good 0.mp4"),
+        )
+        for one in step.process((key, measure.Job(path, names)))
+    ]
     step.teardown()
-    assert [one[0] for one in came] == ["crash", "good"]
-    assert "process that worked on it died" in came[0][2]
-    assert came[1][2] is None and (tmp_path / "good.npz").is_file()
+    assert [one[0] for one in came] == ["crash", good.clip]
+    assert "process that worked on it died" in came[0][3]
+    assert came[1][3] is None and store.missing(good, 120) == []
 
 
 def test_a_folder_that_cannot_be_written_ends_the_job(folder, tmp_path):
-    (tmp_path / "full").mkdir()
-    work = {"no/such/folder": folder / "good 0.mp4"}
+    options = backends.options()
+    key = measure.fingerprint(folder / "good 0.mp4", options)
+    key = measure.Fingerprint("key", {name: f"no/{name}" for name in key.parts})
     with pytest.raises(schema.InputError, match="cannot be written"):
-        _measure(work, tmp_path / "full")
+        command.measured(
+            {"key": measure.Job(folder / "good 0.mp4", tuple(key.parts))},
+            measure.Store(tmp_path),
+            {"key": key},
+            options=options,
+            tally=measure.Tally(),
+            num_workers=1,
+            pipeline=["--direct_running_mode=in_memory"],
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from extract import decode, degrade, demo, labels, landmarks, sound, workers
+from extract import decode, degrade, demo, jobs, labels, landmarks, sound
 from extract.backends import correlation as sync
 from extract.degrading import (
     damping,
@@ -574,8 +574,8 @@ def test_jobs_end_one_by_one_and_finished_ones_are_kept(tmp_path, bad):
     results = {kind: tmp_path / f"{kind}.json" for kind in kinds}
     results["done"].write_text("before")
     options = {"num_workers": 2, "timeout_seconds": 10, "what": "testing"}
-    jobs = {kind: (kind,) for kind in kinds}
-    reasons = workers.run(jobs, _work, results, **options)
+    work = {kind: (kind,) for kind in kinds}
+    reasons = jobs.make_files(work, _work, results, **options)
     parts = {"useless": "no face", "dies": "died", "hangs": "given up", "defect": "Key"}
     assert set(reasons) == {"useless", *bad}
     for kind, reason in reasons.items():
@@ -584,12 +584,12 @@ def test_jobs_end_one_by_one_and_finished_ones_are_kept(tmp_path, bad):
     assert results["done"].read_text() == "before"
     # What was useless stays so; nothing is run again for it.
     known = {kind: results[kind] for kind in ("good", "useless", "done")}
-    assert workers.run(jobs, _work, known, **options) == {"useless": "no face"}
+    assert jobs.make_files(work, _work, known, **options) == {"useless": "no face"}
 
 
 def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path):
     with pytest.raises(schema.InputError, match="cannot be written"):
-        workers.run(
+        jobs.make_files(
             {"good": ("good",)},
             _work,
             {"good": tmp_path / "none" / "good.json"},

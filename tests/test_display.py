@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 import threading
 
@@ -85,4 +86,8 @@ def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
         progress.update(10, "group 1 of 2")
     progress.close()
     (line,) = caplog.messages
-    assert line.startswith("40 steps left, ") and line.endswith("; group 1 of 2")
+    assert re.fullmatch(
+        r"60 of 100 steps, [\d.]+ a minute, 00:00 left; group 1 of 2", line
+    )
+    display.Progress(8, 3, what="measured", unit="clip").close()
+    assert caplog.messages[1] == "measured: 3 of 8 clips"

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from extract import backends, build, clip, pool, run
+from extract import backends, build, clip, jobs, measure, run
 from tests import media
 from tqa_jax import output, records, schema
 
@@ -99,7 +99,6 @@ def test_the_command_makes_a_set_and_lists_what_it_rejects(command):
     assert set(reasons) == set(expected)
     for name, part in expected.items():
         assert part in reasons[name]
-    assert not out.with_name("set.partial").exists()
     assert not list(out.parent.glob(".set*"))
 
 
@@ -139,7 +138,6 @@ def test_clips_without_a_row_are_counted(command, capsys):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--dtype=float32"], "holds a data set made from other clips, labels or"),
         (["--score_range=5"], "--score_range is '5'; expected two numbers"),
         (["--score_range=5,1"], "expected two numbers, the lowest score first"),
         (["--score_range=1,inf"], "--score_range is '1,inf'; expected two numbers"),
@@ -158,22 +156,59 @@ def test_bad_input_is_one_clear_line_and_status_2(command, capsys, more, message
     assert error.startswith("error: ") and message in error
 
 
-def test_measured_clips_are_not_measured_again(folder, tmp_path):
+def _measured(summary):
+    """Clips that were measured, and the stages that it took."""
+    return summary.tally.measured, set(summary.tally.stage_seconds)
+
+
+def test_another_set_of_the_clips_measures_only_what_is_new(folder, tmp_path):
     items, out = _items(folder), tmp_path / "set"
-    items[0] = dataclasses.replace(items[0], absent=("audio", "sync"))
-    partial = tmp_path / "set.partial"
-    partial.mkdir()
+    few = [dataclasses.replace(items[0], absent=("audio", "sync")), *items[1:3]]
     out.mkdir()  # an empty folder is as good as none
-    for item in items[:3]:
-        key = pool.fingerprint(item.path, backends.options())
-        pool.save(partial, key, clip.observe(item.path, backends.options()))
-    (partial / f"{'0' * 64}.npz.1.part").write_bytes(b"half")
-    summary = _build(items, out)
-    assert summary.progress.measured == 1 and not partial.exists()
-    first, second = records.read_split(out, summary.info, "train")
-    for name in summary.info.schema.widths:  # what is absent on purpose is masked
-        assert first.frame_mask[name].any() == (name not in ("audio", "sync"))
-        assert second.frame_mask[name].all()
+    first = _build(few, out)
+    assert _measured(first)[0] == 3
+    (out / "mine.txt").write_text("a note")
+    # A clip more, one less on purpose.
+    second = _build([few[0], items[2], items[3]], out)
+    assert _measured(second)[0] == 1
+    one, *others = records.read_split(out, second.info, "train")
+    assert others == [] and second.info.splits["test"].clips == 1
+    for name in second.info.schema.widths:  # what is absent on purpose is masked
+        assert one.frame_mask[name].any() == (name not in ("audio", "sync"))
+    assert (out / "mine.txt").read_text() == "a note"
+    # Another label, another split, another name, another way to store.
+    moved = dataclasses.replace(items[3], labels={"lip_sync": 1.5}, split="train")
+    third = _build([*items[:3], moved], out, dtype="float32")
+    assert third.tally.measured == 0
+    found = {c.clip: c for c in records.read_split(out, third.info, "train")}
+    assert set(found) == {"good0", "good1", "good3"}
+    assert found["good3"].labels[0] == 1.5
+    # The same again touches nothing.
+    before = (out / "dataset.json").stat().st_mtime_ns
+    assert _build([*items[:3], moved], out, dtype="float32").info == third.info
+    assert (out / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_a_joined_backend_is_measured_alone(folder, tmp_path):
+    items, features = _items(folder), tmp_path / "features"
+    apart = _build(items, tmp_path / "one", features=features)
+    more = backends.options(action_units="blendshapes+geometry", visual="nss")
+    both = _build(items, tmp_path / "two", features=features, options=more)
+    assert _measured(apart)[0] == _measured(both)[0] == NUM_GOOD
+    assert _measured(both)[1] == {"decode", "landmarks", "action_units"}
+    fresh = _build(items, tmp_path / "three", options=more)
+    assert both.info.splits == fresh.info.splits  # checksums of the shards
+    # Less than before needs nothing.
+    assert _build(items, tmp_path / "four", features=features).tally.measured == 0
+
+
+def test_clips_that_are_too_long_now_are_rejected(folder, tmp_path):
+    out = tmp_path / "set"
+    _build(_items(folder), out)
+    with pytest.raises(schema.InputError, match="none of 4 clips can be used"):
+        _build(_items(folder), out, options=backends.options(max_seconds=0.2))
+    assert schema.load(out).splits["train"].clips == 2  # the old one stays
+    assert _build(_items(folder), out).tally.measured == 0
 
 
 def test_a_folder_with_something_else_is_refused(folder, tmp_path):
@@ -183,29 +218,43 @@ def test_a_folder_with_something_else_is_refused(folder, tmp_path):
         _build(_items(folder), tmp_path / "set")
 
 
-def test_a_crash_and_a_defect_cost_one_clip_each(folder, tmp_path, capsys):
-    work = {
-        "crash": media.Fatal(),
-        "defect": media.Defective(),
-        "good": folder / "good0.mp4",
-    }
-    done = pool.measure(
-        work, tmp_path, backends.options(), num_workers=1, timeout_seconds=60
+def _all_of(work, tally=None, **how):
+    options = backends.options()
+    names = [setting.name for setting in options.settings]
+    work = {key: measure.Job(path, names) for key, path in work.items()}
+    given = {"num_workers": 1, "timeout_seconds": 60, **how}
+    return dict(measure.measured(work, options, tally or measure.Tally(), **given))
+
+
+def test_a_crash_and_a_defect_cost_one_clip_each(folder, capsys):
+    tally = measure.Tally()
+    found = _all_of(
+        {
+            "crash": media.Fatal(),
+            "defect": media.Defective(),
+            "good": folder / "good0.mp4",
+        },
+        tally,
     )
-    assert done.measured == 1 and (tmp_path / "good.npz").is_file()
-    assert "process that worked on it died" in done.rejected["crash"]
-    assert done.rejected["defect"] == "internal error: KeyError: 'a defect'"
+    assert tally.measured == 1 and tally.rejected == 2 and found["good"].rows == 10
+    assert "process that worked on it died" in found["crash"].reason
+    assert found["defect"] == ("internal error: KeyError: 'a defect'", False)
     assert "KeyError" in capsys.readouterr().err
 
 
+def test_little_memory_means_few_workers(monkeypatch):
+    monkeypatch.setattr(jobs.machine, "cores", lambda: 8)
+    for free, count in ((None, 8), (1 << 40, 8), (2 << 30, 3), (1, 1)):
+        monkeypatch.setattr(jobs.machine, "free_memory", lambda free=free: free)
+        assert jobs.count() == count and jobs.count(5) == 5 and jobs.count(9, 2) == 2
+
+
 @pytest.mark.slow
-def test_a_hanging_decoder_costs_one_clip(folder, tmp_path):
+def test_a_hanging_decoder_costs_one_clip(folder):
     work = {"hang": media.Endless(), "good": folder / "good0.mp4"}
-    done = pool.measure(
-        work, tmp_path, backends.options(), num_workers=1, timeout_seconds=10
-    )
-    assert done.rejected == {"hang": "given up after 10 s"}
-    assert done.measured == 1
+    found = _all_of(work, timeout_seconds=10)
+    assert found["hang"] == ("given up after 10 s", False)
+    assert found["good"].rows == 10
 
 
 def test_a_file_that_cannot_be_read_costs_one_clip(folder, tmp_path):
@@ -214,7 +263,7 @@ def test_a_file_that_cannot_be_read_costs_one_clip(folder, tmp_path):
     items.append(build.Item(folder / "lost.mp4", "lost", "s8", "train", {}))
     summary = _build(items, tmp_path / "set")
     assert summary.rejected == (("gone", "no such file"), ("lost", "no such file"))
-    assert summary.progress.measured == NUM_GOOD
+    assert summary.tally.measured == NUM_GOOD
 
 
 def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
@@ -238,7 +287,7 @@ def test_nothing_usable_makes_nothing(folder, tmp_path):
     bad = [build.Item(folder / "deaf.mp4", "deaf", "deaf", "train", {})]
     with pytest.raises(schema.InputError, match="none of 1 clips.*no audio stream"):
         _build(bad, tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_set_without_clips_to_train_on_is_not_made(folder, tmp_path):
@@ -246,7 +295,7 @@ def test_a_set_without_clips_to_train_on_is_not_made(folder, tmp_path):
     items += _items(folder)[3:]
     with pytest.raises(schema.InputError, match="no clip of the train split"):
         _build(items, tmp_path / "set")
-    assert [path.name for path in tmp_path.iterdir()] == ["set.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set.features"]
 
 
 @pytest.mark.slow
@@ -255,15 +304,16 @@ def test_building_twice_gives_the_same_bytes(folder, tmp_path):
     assert one.info.splits == two.info.splits  # checksums of the shards
 
 
-def test_another_option_or_content_has_another_fingerprint(folder, tmp_path):
-    path = folder / "good0.mp4"
-    one = pool.fingerprint(path, backends.options())
-    copy = tmp_path / "copy.mp4"
+def test_a_fingerprint_follows_the_content_and_the_backend(folder, tmp_path):
+    path, copy = folder / "good0.mp4", tmp_path / "copy.mp4"
+    one = measure.fingerprint(path, backends.options())
     copy.write_bytes(path.read_bytes())
-    assert pool.fingerprint(copy, backends.options()) == one
-    assert pool.fingerprint(path, backends.options(max_seconds=9)) != one
+    assert measure.fingerprint(copy, backends.options()) == one
+    short = measure.fingerprint(path, backends.options(max_seconds=9))
+    assert short.clip != one.clip and short.parts == one.parts
     copy.write_bytes(path.read_bytes() + b"x")
-    assert pool.fingerprint(copy, backends.options()) != one
+    other = measure.fingerprint(copy, backends.options())
+    assert not set(other.parts.values()) & set(one.parts.values())
 
 
 @pytest.mark.parametrize(
@@ -298,15 +348,14 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
     command = [sys.executable, "-m", "extract.run", f"--clips={folder}"]
     command += [f"--labels={tmp_path / 'labels.csv'}", f"--out={tmp_path / 'set'}"]
     command += ["--num_workers=1"]
-    partial = tmp_path / "set.partial"
+    features = tmp_path / "set.features"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    limit = time.monotonic() + 60
-    while len(list(partial.glob("*.npz"))) < 2 and time.monotonic() < limit:
+    limit, each = time.monotonic() + 60, len(backends.options().settings)
+    while len(list(features.glob("*.npz"))) < 2 * each and time.monotonic() < limit:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1.0)  # the worker may finish the clip it was at
-    kept = len(list(partial.glob("*.npz")))
+    kept = len(list(features.glob("*.npz"))) // each
     assert kept >= 2 and not (tmp_path / "set").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     left = NUM_GOOD - kept
@@ -315,58 +364,29 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
     assert schema.load(tmp_path / "set").splits["train"].clips == NUM_GOOD
 
 
-def test_what_is_not_a_result_is_left_in_the_working_folder(folder, tmp_path):
-    partial = tmp_path / "set.partial"
-    partial.mkdir()
-    (partial / "thesis.tex").write_text("mine")
-    _build(_items(folder), tmp_path / "set")
-    assert [path.name for path in partial.iterdir()] == ["thesis.tex"]
-
-
-def test_nothing_usable_leaves_what_other_options_measured(folder, tmp_path):
-    items = _items(folder)
-    kept = pool.fingerprint(items[0].path, backends.options())
-    (tmp_path / "set.partial").mkdir()
-    pool.save(
-        tmp_path / "set.partial", kept, clip.observe(items[0].path, backends.options())
-    )
-    with pytest.raises(schema.InputError, match="none of 4 clips can be used"):
-        _build(items, tmp_path / "set", options=backends.options(max_seconds=0.2))
-    assert [path.stem for path in (tmp_path / "set.partial").iterdir()] == [kept]
-
-
 def test_a_result_that_a_power_cut_tore_is_measured_again(folder, tmp_path):
-    path = folder / "good0.mp4"
-    key = pool.fingerprint(path, backends.options())
-    pool.save(tmp_path, key, clip.observe(path, backends.options()))
-    whole = pool.load(tmp_path, key)
-    data = (tmp_path / f"{key}.npz").read_bytes()
-    (tmp_path / f"{key}.npz").write_bytes(data[: len(data) // 2])
-    done = pool.measure(
-        {key: path}, tmp_path, backends.options(), num_workers=1, timeout_seconds=60
-    )
-    assert done.measured == 1
-    again = pool.load(tmp_path, key)
-    for name, values in whole.features.items():
-        np.testing.assert_array_equal(again.features[name], values)
+    items, out = _items(folder), tmp_path / "set"
+    first = _build(items, out)
+    torn = next((tmp_path / "set.features").glob("*.npz"))
+    data = torn.read_bytes()
+    torn.write_bytes(data[: len(data) // 2])
+    again = _build(items, out, name="other")
+    assert again.tally.measured == 1 and again.info.splits == first.info.splits
 
 
 def test_a_clip_that_was_gone_is_tried_again(folder, tmp_path):
-    path, work = tmp_path / "late.mp4", tmp_path / "work"
-    work.mkdir()
-    options = {"num_workers": 1, "timeout_seconds": 60}
-    done = pool.measure({"late": path}, work, backends.options(), **options)
-    assert done.rejected == {"late": "no such file"}
-    path.write_bytes((folder / "good0.mp4").read_bytes())
-    done = pool.measure({"late": path}, work, backends.options(), **options)
-    assert done.measured == 1 and done.rejected == {}
+    path = tmp_path / "late.mp4"
+    items = [*_items(folder)[:2], build.Item(path, "late", "s9", "train", {})]
+    assert _build(items, tmp_path / "set").rejected == (("late", "no such file"),)
+    path.write_bytes((folder / "good3.mp4").read_bytes())
+    found = _build(items, tmp_path / "set")
+    assert found.tally.measured == 1 and found.rejected == ()
 
 
 def test_two_jobs_do_not_share_a_folder(folder, tmp_path):
-    partial = tmp_path / "set.partial"
-    partial.mkdir()
+    (tmp_path / "set.features").mkdir()
     with (
-        output.lock(partial / ".lock"),
+        output.lock(tmp_path / "set.features" / ".lock"),
         pytest.raises(schema.InputError, match="another process works in"),
     ):
         _build(_items(folder), tmp_path / "set")

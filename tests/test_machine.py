@@ -39,6 +39,21 @@ def test_without_control_groups_the_machine_is_the_limit(tmp_path):
     assert machine.memory(root) == pages
 
 
+def test_free_memory_is_the_least_of_machine_and_groups(tmp_path):
+    assert machine.free_memory(tmp_path) is None
+    files = {
+        "job/memory.max": "9000000",
+        "job/memory.current": "8000000",
+        "job/memory.stat": "anon 7000000\ninactive_file 500000\n",
+        "job/step/memory.max": "max",
+        "job/step/memory.current": "7000000",
+    }
+    root = groups(tmp_path, "0::/job/step\n", files)
+    assert machine.free_memory(root) == 1_500_000
+    (root / "proc/meminfo").write_text("MemFree: 1 kB\nMemAvailable:    1000 kB\n")
+    assert machine.free_memory(root) == 1_024_000
+
+
 @pytest.mark.parametrize(
     ("line", "files", "cores"),
     [

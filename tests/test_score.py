@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from extract import backends, clip, pool
+from extract import backends, clip, jobs
+from extract import measure as measuring
 from tests import media
 from tqa_jax import (
     assemble,
@@ -224,16 +225,15 @@ def test_rows_are_written_as_they_come_and_survive_a_stop(
     def rows():
         return list(csv.DictReader(io.StringIO(out.read_text())))
 
-    def measuring(work, folder, options, *, done, **more):
-        done("1", None)
+    def measured_in_turn(work, options, tally, **how):
+        yield "1", of["1"]
         assert not rows()  # In the order of the paths.
-        done("0", None)
+        yield "0", of["0"]
         assert [row["error"][:10] for row in rows()] == ["", "nothing to"]
-        done("3", "a reason")
+        yield "3", jobs.Failure("a reason", lasting=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "take", lambda folder, key: of[key])
-    monkeypatch.setattr(pool, "measure", measuring)
+    monkeypatch.setattr(measuring, "measured", measured_in_turn)
     paths = [tmp_path / f"{letter}.mp4" for letter in "abcd"]
     for path in paths:
         path.touch()
@@ -318,7 +318,8 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
     said = " | ".join(json.loads(out)["warnings"])
     assert status == 0
     assert "only 0.80 s long" in said
-    assert re.search(r"no face in [45]\d % of the frames", said)
+    assert "no face in 1" in said
+    assert re.search(r"visual is missing in [45]\d % of the rows", said)
     # The reference is one clip, so that any other is far from it.
     assert "as far from the training windows" in said
 

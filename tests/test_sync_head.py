@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from extract import decode, sync_fit, train_sync, workers
+from extract import decode, jobs, sync_fit, train_sync
 from extract.backends import head as sync_head
 from extract.rendering import speech
 from tests import media
@@ -312,7 +312,7 @@ def test_too_little_to_learn_from_is_said_before_the_work(
     monkeypatch.setattr(
         decode, "stated_seconds", lambda path: float(seconds[int(path.stem)])
     )
-    monkeypatch.setattr(workers, "run", None)  # Nothing is measured.
+    monkeypatch.setattr(jobs, "make_files", None)  # Nothing is measured.
     out = tmp_path / "head.npz"
     arguments = [f"--clips={tmp_path}", f"--out={out}", *more]
     assert train_sync.main(arguments) == 2

@@ -43,57 +43,74 @@ def stage(what: str, *, after: float = 0.5) -> Iterator[None]:
 
 
 class Progress:
-    """A bar over steps, or a line now and then without a terminal."""
+    """A bar over steps or clips, or a line now and then without a terminal."""
 
-    def __init__(self, total: int, taken: int = 0, *, shown: bool = True) -> None:
+    def __init__(
+        self,
+        total: int,
+        taken: int = 0,
+        *,
+        what: str = "",
+        unit: str = "step",
+        shown: bool = True,
+    ) -> None:
         """Starts.
 
         Args:
-            total: steps.
+            total: units.
             taken: of them, before.
+            what: is done with them; said at the start.
+            unit: one of what is counted.
             shown: False shows nothing.
         """
         self.bar = tqdm.tqdm(
             total=total,
             initial=taken,
-            unit="step",
+            unit=unit,
+            desc=what or None,
             disable=not shown or not sys.stderr.isatty(),
         )
-        self._shown, self._taken, self._left = shown, 0, total - taken
+        self._what, self._unit = f"{what}: " if what else "", unit
+        self._lines = shown and self.bar.disable
+        self._total, self._done, self._first = total, taken, taken
         self._started: float | None = None
         self._last = 0.0
+        if what and self._lines:
+            _logger.info("%s%d of %d %ss", self._what, taken, total, unit)
 
-    def skip(self, steps: int) -> None:
-        """Notes steps that need not be taken."""
-        self._left -= steps
-        self.bar.total -= steps
+    def skip(self, count: int) -> None:
+        """Notes units that need not be taken."""
+        self._total -= count
+        self.bar.total -= count
         self.bar.refresh()
 
-    def update(self, steps: int, text: str) -> None:
-        """Notes steps that were taken.
+    def update(self, count: int, text: str) -> None:
+        """Notes units that were taken.
 
         Args:
-            steps: how many.
+            count: how many.
             text: shown beside them.
         """
-        self._left -= steps
+        self._done += count
         self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(steps)
+        self.bar.update(count)
         now = time.monotonic()
-        if self._started is None:  # The first steps waited for the compiler.
-            self._started = self._last = now
+        if self._started is None:  # The first waited for the compiler, or for workers.
+            self._started, self._last, self._first = now, now, self._done
             return
-        self._taken += steps
-        late = now - self._last >= _SECONDS_BETWEEN_LINES
-        if self.bar.disable and self._shown and self._taken and late:
+        if self._lines and now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            rate = self._taken / (now - self._started)
+            rate = (self._done - self._first) / (now - self._started)
+            left = tqdm.tqdm.format_interval((self._total - self._done) / rate)
             _logger.info(
-                "%d steps left, %.1f steps/s, about %.0f s; %s",
-                self._left,
-                rate,
-                self._left / rate,
-                text,
+                "%s%d of %d %ss, %.1f a minute, %s left%s",
+                self._what,
+                self._done,
+                self._total,
+                self._unit,
+                60 * rate,
+                left,
+                f"; {text}" if text else "",
             )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ groups of version 1 or 2; `os.cpu_count` knows of neither.
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 _ROOT = pathlib.Path("/")
@@ -50,6 +51,32 @@ def memory(root: pathlib.Path = _ROOT) -> int | None:
         if text.isdecimal():
             limits.append(int(text))
     return min(limits, default=None)
+
+
+def free_memory(root: pathlib.Path = _ROOT) -> int | None:
+    """What processes may still take, of the machine and of all our control groups.
+
+    Args:
+        root: where the system's files are.
+
+    Returns:
+        Bytes; None where nothing tells.
+    """
+    free = []
+    words = re.search(r"MemAvailable:\s*(\d+) kB", _read(root / "proc/meminfo"))
+    if words:
+        free.append(1024 * int(words[1]))
+    for folder, version in _control_groups(root, "memory"):
+        names = ("memory.max", "memory.current")
+        if version == 1:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (_read(folder / name) for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            # Files that were read stay in memory until it is needed.
+            words = re.search(r"inactive_file (\d+)", _read(folder / "memory.stat"))
+            kept = int(words[1]) if words else 0
+            free.append(max(0, int(limit) - int(used) + kept))
+    return min(free, default=None)
 
 
 def _control_groups(

@@ -250,11 +250,12 @@ def write_dataset(
     dtype: str = "float16",
     shard_bytes: int = 64 << 20,
     files: Mapping[str, str] | None = None,
+    replace: bool = False,
 ) -> "schema.DatasetInfo":
     """Writes a data set folder; it appears complete or not at all.
 
     Args:
-        path: the folder to make; it must not exist.
+        path: the folder to make.
         clips: pairs of split name and clip, in the order to store.
         name: name of the set, letters, digits and underscores.
         schema: modalities and tasks; every clip must fit.
@@ -263,6 +264,8 @@ def write_dataset(
             measured and stored in `dataset.json`) or `float32`.
         shard_bytes: a shard is closed when it has reached this size.
         files: further text files of the folder, by name.
+        replace: a data set that is there, when the new one is complete; files in it
+            that no data set has stay.
 
     Returns:
         The content of the new `dataset.json`.
@@ -272,7 +275,7 @@ def write_dataset(
             a source in two splits, or a value beyond the range of `dtype`.
     """
     path = pathlib.Path(path)
-    _check_request(path, name, dtype)
+    _check_request(path, name, dtype, replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(
         tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -293,7 +296,7 @@ def write_dataset(
         for file, text in (files or {}).items():
             (folder / file).write_text(text, encoding="utf-8")
         folder.chmod(0o755)
-        folder.rename(path)
+        _put(folder, path)
     finally:
         for split in shards.values():
             split.abandon()
@@ -301,8 +304,26 @@ def write_dataset(
     return info
 
 
-def _check_request(path: pathlib.Path, name: str, dtype: str) -> None:
-    if path.exists():
+def _put(folder: pathlib.Path, path: pathlib.Path) -> None:
+    """Moves a folder to its place; one that is there is taken out first."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = folder.with_suffix(".old")
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    for file in old.iterdir():
+        if file.suffix != ".tfrecord" and not (path / file.name).exists():
+            file.rename(path / file.name)
+    shutil.rmtree(old)
+
+
+def _check_request(path: pathlib.Path, name: str, dtype: str, replace: bool) -> None:
+    if path.exists() and not replace:
         raise schema.InputError(f"{path} exists already; choose another folder")
     if not name.isidentifier():
         raise schema.InputError(

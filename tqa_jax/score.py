@@ -10,17 +10,16 @@ import contextlib
 import json
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 import numpy as np
 import tqdm
 
-from tqa_jax import cli, extraction, machine, output, schema, score_page, scorer
+from tqa_jax import cli, extraction, output, schema, score_page, scorer
 
 _FAR = 1.5  # Distance to training features, in units of what 99 % of them are below.
-_FACELESS = 0.1  # Share of rows without a face from which a person should know.
+_MISSING = 0.1  # Share of rows without a modality from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
 _GAP_SECONDS = 1.0  # Without anything measured, of which a person should know.
 _SHOWN_WARNINGS = 4
@@ -97,7 +96,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=machine.cores(),
         metavar="N",
         help="processes that measure clips (default: one a CPU core)",
     )
@@ -199,7 +197,7 @@ def score_files(
     paths: Sequence[pathlib.Path],
     *,
     extraction_options: Any,
-    num_workers: int,
+    num_workers: int | None,
     take: Callable[[dict[str, Any]], None],
 ) -> None:
     """Measures and scores clips.
@@ -208,49 +206,40 @@ def score_files(
         judge: a loaded scorer.
         paths: video files.
         extraction_options: from `extraction.options`.
-        num_workers: processes that measure.
+        num_workers: processes that measure; None takes as many as cores and memory
+            allow.
         take: called with the result of each clip, in the order of the paths, as soon as
             those before it are done; when the work is stopped, with all that are done.
             A result is a dict that JSON can write: `clip`, and `error`, or `seconds`,
             `scores` (task to `value`, `low`, `high`, `spread`), `timeline`, `distance`
             and `warnings`. `low` and `high` are None without calibration.
     """
-    from extract import landmarks, pool
+    from extract import jobs, landmarks, measure
 
     landmarks.check_library(landmarks.find_model(extraction_options.landmarker))
-    work = {str(number): path for number, path in enumerate(paths)}
+    names = tuple(setting.name for setting in extraction_options.settings)
+    work = {str(at): measure.Job(path, names) for at, path in enumerate(paths)}
     waiting = list(work)
     ready: dict[str, dict[str, Any]] = {}
-
-    def done(key: str, reason: str | None) -> None:
-        result: dict[str, Any] = {"clip": str(work[key])}
-        if reason is None:
-            measured = pool.take(folder, key)
+    try:
+        for key, clip in measure.measured(
+            work, extraction_options, measure.Tally(), num_workers=num_workers
+        ):
+            result: dict[str, Any] = {"clip": str(work[key].path)}
             try:
-                scored = score_features(judge, measured.features, measured.frame_mask)
-                scored["warnings"] = [*measured.notes, *scored["warnings"]]
-                result |= scored
+                if isinstance(clip, jobs.Failure):
+                    raise scorer.ScorerError(clip.reason)
+                result |= score_features(judge, clip.features, clip.frame_mask)
+                result["warnings"] = [*clip.notes, *result["warnings"]]
             except scorer.ScorerError as error:
-                reason = str(error)
-        ready[key] = result if reason is None else result | {"error": reason}
-        while waiting and waiting[0] in ready:
-            take(ready.pop(waiting.pop(0)))
-
-    with tempfile.TemporaryDirectory(prefix="tqa_score_") as name:
-        folder = pathlib.Path(name)
-        try:
-            pool.measure(
-                work,
-                folder,
-                extraction_options,
-                num_workers=num_workers,
-                timeout_seconds=60 + 5 * extraction_options.max_seconds,
-                done=done,
-            )
-        except KeyboardInterrupt:
-            for key in filter(ready.__contains__, waiting):
-                take(ready[key])
-            raise
+                result["error"] = str(error)
+            ready[key] = result
+            while waiting and waiting[0] in ready:
+                take(ready.pop(waiting.pop(0)))
+    except KeyboardInterrupt:
+        for key in filter(ready.__contains__, waiting):
+            take(ready[key])
+        raise
 
 
 def score_features(
@@ -354,14 +343,10 @@ def _warnings(
     gaps = [f"{a:.1f} to {b:.1f} s" for a, b in gaps if b - a >= _GAP_SECONDS]
     if gaps:
         found.append(f"nothing was measured from {', '.join(gaps)}: not scored")
-    for name in ("keypoints", "visual"):
-        if name in masks:
-            share = 1 - masks[name].mean()
-            if share > _FACELESS:
-                found.append(f"no face in {100 * share:.0f} % of the frames")
-            break
-    if "audio" in masks and not masks["audio"].any():
-        found.append("no sound")
+    for name, mask in masks.items():
+        share = 1 - mask.mean()
+        if share > _MISSING:
+            found.append(f"{name} is missing in {100 * share:.0f} % of the rows")
     for name, value in distance.items():
         if value >= _FAR:
             found.append(

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import timing
 from experiments.benches import networks
-from extract import build, demo, pool
+from extract import build, demo, measure
 from extract.rendering import demo_plan
 from tqa_jax import machine, schema
 
@@ -44,26 +44,26 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
         "--default_sdk_harness_log_level=ERROR",
     ]
     ways = {
-        "workers": pool.measure,
-        "Beam, DirectRunner": functools.partial(beam.measure, pipeline=options),
+        "workers": build.local,
+        "Beam, DirectRunner": functools.partial(beam.measured, pipeline=options),
     }
-    jobs: dict[str, list[pool.Progress]] = {name: [] for name in ways}
+    tallies: dict[str, list[measure.Tally]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         paths, kind = _clips(folder, few=quick)
         items = [build.Item(path, path.stem, path.stem, "train", {}) for path in paths]
         for number in range(min(rounds, _MOST_ROUNDS)):
-            for way, measure in ways.items():
+            for way, run in ways.items():
                 summary = build.build(
                     items,
                     folder / f"{way}-{number}",
                     tasks=schema.TASKS,
                     name="bench",
                     provenance={"kind": "degradation", "description": "a benchmark"},
-                    measure=measure,
+                    run=run,
                 )
-                jobs[way].append(summary.progress)
-    ours = jobs["workers"]
+                tallies[way].append(summary.tally)
+    ours = tallies["workers"]
     seconds = ours[0].video_seconds
     speeds = [seconds / one.wall_seconds for one in ours]
     rates = {name: [one.rates()[name] for one in ours] for name in ours[0].rates()}
@@ -77,7 +77,7 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
                     "low": min(speeds),
                     "high": max(speeds),
                     "limited_by": ours[0].limit(),
-                    "rejected": len(ours[0].rejected),
+                    "rejected": ours[0].rejected,
                 }
             ],
         ),
@@ -92,7 +92,7 @@ def run(rounds: int, *, quick: bool) -> list[timing.Table]:
             f"E4: the same clips on Apache Beam, {cores} workers",
             {
                 way: np.array([one.wall_seconds for one in done])
-                for way, done in jobs.items()
+                for way, done in tallies.items()
             },
             "workers",
         ),

@@ -417,11 +417,18 @@ def describe(options: Options) -> tuple[schema.Modality, ...]:
     """
     parts: dict[str, list[schema.Modality]] = {}
     for setting in options.settings:
-        parts.setdefault(setting.modality, []).append(_part(setting))
+        parts.setdefault(setting.modality, []).append(part(setting))
     return tuple(
         schema.Modality(
             name=name,
             width=sum(part.width for part in joined),
+            features=tuple(
+                feature
+                for part in joined
+                for feature in part.features or ("",) * part.width
+            )
+            if any(part.features for part in joined)
+            else (),
             **{
                 field: separator.join(getattr(part, field) for part in joined)
                 for field, separator in (
@@ -436,7 +443,7 @@ def describe(options: Options) -> tuple[schema.Modality, ...]:
     )
 
 
-def _part(setting: Setting) -> schema.Modality:
+def part(setting: Setting) -> schema.Modality:
     """Describes what one backend measures."""
     module, found = setting.module, setting.weights
     checksum = landmarks.SHA256 if "face" in getattr(module, "NEEDS", ()) else ""
@@ -454,6 +461,7 @@ def _part(setting: Setting) -> schema.Modality:
         version=module.VERSION + low,
         checksum=checksum,
         description=description,
+        features=() if hasattr(module, "width") else tuple(module.FEATURES),
     )
 
 

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from extract import decode, files, labels, landmarks, pool, workers
+from extract import decode, files, jobs, labels, landmarks, measure
 from extract.degrading import degrade_plan, planted, planting
 from extract.degrading.degrade_plan import Copy, Original
 from extract.rendering import demo_plan
-from tqa_jax import machine, output, schema
+from tqa_jax import output, schema
 
 _HEADER = "clip,original,other,flaw,strength,unit,planted,measured,agrees".split(",")
 
@@ -75,7 +75,7 @@ def build(
         per_clip: copies of each clip, the flawless one among them.
         chosen: flaws to plant.
         seed: of everything that is drawn.
-        num_workers: processes; None takes one for each CPU core.
+        num_workers: processes; None takes as many as cores and memory allow.
         max_seconds: longer clips are rejected.
         landmarker: path of `face_landmarker.task`; None finds the packaged one.
 
@@ -97,7 +97,7 @@ def build(
             "clips the next time: choose another --out"
         )
     originals, unreadable = _originals(clips, rated)
-    request = pool.digest(
+    request = measure.digest(
         [degrade_plan.request(originals, per_clip, chosen, seed), max_seconds]
         + [[name for name, _ in unreadable]]
     )
@@ -123,7 +123,7 @@ def build(
             per_clip=per_clip,
             chosen=chosen,
             seed=seed,
-            num_workers=num_workers or machine.cores(),
+            num_workers=num_workers,
             max_seconds=max_seconds,
             model=model,
             request=request,
@@ -182,7 +182,7 @@ def _make(
     per_clip: int,
     chosen: Sequence[str],
     seed: int,
-    num_workers: int,
+    num_workers: int | None,
     max_seconds: float,
     model: pathlib.Path,
     request: str,
@@ -195,7 +195,7 @@ def _make(
         item.content: folder / f"{item.content}-{max_seconds:g}.npy"
         for item in originals
     }
-    useless = workers.run(
+    useless = jobs.make_files(
         {item.content: (item.path, max_seconds) for item in originals},
         _hear,
         sounds,
@@ -213,7 +213,7 @@ def _make(
         else:
             rejected.append((item.clip, reason))
     copies = degrade_plan.draw(usable, per_clip, chosen, seed)
-    failed = workers.run(
+    failed = jobs.make_files(
         {
             copy.key: (
                 copy,
