@@ -25,13 +25,14 @@ features and means nothing: it is left out. L2 was imputed and standardised with
 statistics of each split, which cannot be undone.
 """
 
-import argparse
 import collections
+import dataclasses
 import hashlib
 import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -43,23 +44,43 @@ from tqa_jax import cli, records, schema
 _MISSING = -1.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    pickle: pathlib.Path
+    """The file to read."""
+    out: pathlib.Path
+    """Folder of the data set to make."""
+    name: str = "imported"
+    """Name of the data set."""
+    score_range: cli.Repeated[tuple[str, ...]] = ()
+    """LOW,HIGH: lowest and highest score of all tasks, or TASK=LOW,HIGH of one; may be
+    given again."""
+    folds: int | None = None
+    """Draw splits by source, into so many folds (default: splits as in the file)."""
+    fold: int = 0
+    """Fold to test on, from 0; the next is for validation."""
+    dtype: Literal[records.DTYPES] = "float32"
+    """How features are stored."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = _parse(arguments)
+    return cli.main(_run, Options, arguments)
 
-    def work() -> None:
-        for line in convert(
-            options.pickle,
-            options.out,
-            ranges=_ranges(options.score_range),
-            num_folds=options.folds,
-            fold=options.fold,
-            dtype=options.dtype,
-            name=options.name,
-        ):
-            print(line)
 
-    return cli.run(work)
+def _run(options: Options) -> None:
+    for line in convert(
+        options.pickle,
+        options.out,
+        ranges=_ranges(options.score_range),
+        num_folds=options.folds,
+        fold=options.fold,
+        dtype=options.dtype,
+        name=options.name,
+    ):
+        print(line)
 
 
 def convert(
@@ -259,49 +280,6 @@ def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
             )
         found[task] = (low, high)
     return found
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m extract.pickles",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def add(name: str, text: str, **more) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    path = {"type": cli.path, "required": True}
-    add("pickle", "the file", metavar="FILE", **path)
-    add("out", "folder of the data set to make", metavar="DIR", **path)
-    add("name", "name of the data set (default: %(default)s)", default="imported")
-    add(
-        "score_range",
-        "lowest and highest score, of all tasks or of one; may be given again",
-        action="append",
-        default=[],
-        metavar="[TASK=]LOW,HIGH",
-    )
-    add(
-        "folds",
-        "draw splits by source, into N folds (default: splits as in the file)",
-        type=int,
-        metavar="N",
-    )
-    add(
-        "fold",
-        "fold to test on, from 0; the next is for validation (default: %(default)s)",
-        type=int,
-        default=0,
-        metavar="F",
-    )
-    add(
-        "dtype",
-        "how features are stored (default: %(default)s)",
-        choices=records.DTYPES,
-        default="float32",
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

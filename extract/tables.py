@@ -5,9 +5,9 @@ r"""Makes a data set out of tables of features that others measured, with their 
         --frame_modality=visual=brisque:buffalo --modality=sync=avset:confi \
         --folds=5 --fold=0 --out=data/thqa0
 
-The one thing to know: all modalities of a clip have the same rows. With `--frames`
-these are the clip's rows in that table, in their order, and what `--table` says once a
-clip is repeated on each of them; without, a clip is one row.
+All modalities of a clip have the same rows. With `--frames` these are the clip's rows
+in that table, in their order, and what `--table` says once a clip is repeated on each
+of them; without, a clip is one row.
 
 The command above imports THQA (800 generated talking heads rated 0 to 5): 21 quality
 measures of 3 to 10 key frames a clip, SyncNet's three numbers, splits by face. The
@@ -19,7 +19,6 @@ Columns are named by their header: one, several with commas, or `first:last`. A 
 frame has no time, so the set's frame rate says nothing.
 """
 
-import argparse
 import collections
 import dataclasses
 import hashlib
@@ -28,6 +27,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -62,35 +62,67 @@ class Layout:
     frame_modalities: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    table: pathlib.Path
+    """CSV with the scores, a row a clip."""
+    frames: pathlib.Path | None = None
+    """CSV with several rows a clip, in order."""
+    out: pathlib.Path
+    """Folder of the data set to make."""
+    name: str = "imported"
+    """Name of the data set."""
+    clip: str = "clip"
+    """Column of the clip's id."""
+    source: str = "(.+)"
+    """Regular expression for the start of a clip's id; its first group is the source
+    (default: the whole id)."""
+    task: cli.Repeated[tuple[str, ...]] = ()
+    """NAME=COLUMN: a task and the column of its scores; may be given again."""
+    modality: cli.Repeated[tuple[str, ...]] = ()
+    """NAME=COLUMNS: a modality and its columns in --table; may be given again."""
+    frame_modality: cli.Repeated[tuple[str, ...]] = ()
+    """NAME=COLUMNS: a modality and its columns in --frames; may be given again."""
+    score_range: str = "1,5"
+    """LOW,HIGH: lowest and highest score."""
+    folds: int = 5
+    """Number of folds that sources are drawn into."""
+    fold: int = 0
+    """Fold to test on, from 0; the next is for validation."""
+    dtype: Literal[records.DTYPES] = "float32"
+    """How features are stored."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given = _parse(arguments)
+    return cli.main(_run, Options, arguments)
 
-    def work() -> None:
-        low, high = _score_range(given.score_range)
-        layout = Layout(
-            clip=given.clip,
-            source=given.source,
-            tasks=_named("task", given.task),
-            low=low,
-            high=high,
-            modalities=_named("modality", given.modality),
-            frame_modalities=_named("frame_modality", given.frame_modality),
-        )
-        info = convert(
-            given.table,
-            given.out,
-            layout,
-            frames=given.frames,
-            num_folds=given.folds,
-            fold=given.fold,
-            dtype=given.dtype,
-            name=given.name,
-        )
-        counts = [f"{split.clips} {name}" for name, split in info.splits.items()]
-        print(f"{', '.join(counts)} clips; data set: {given.out}")
 
-    return cli.run(work)
+def _run(options: Options) -> None:
+    low, high = _score_range(options.score_range)
+    layout = Layout(
+        clip=options.clip,
+        source=options.source,
+        tasks=_named("task", options.task),
+        low=low,
+        high=high,
+        modalities=_named("modality", options.modality),
+        frame_modalities=_named("frame_modality", options.frame_modality),
+    )
+    info = convert(
+        options.table,
+        options.out,
+        layout,
+        frames=options.frames,
+        num_folds=options.folds,
+        fold=options.fold,
+        dtype=options.dtype,
+        name=options.name,
+    )
+    counts = [f"{split.clips} {name}" for name, split in info.splits.items()]
+    print(f"{', '.join(counts)} clips; data set: {options.out}")
 
 
 def convert(
@@ -261,76 +293,6 @@ def _score_range(text: str) -> tuple[float, float]:
             f"--score_range is {text!r}; expected two numbers, the lowest score first"
         )
     return low, high
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m extract.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def add(name: str, text: str, **more) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    table = {"type": cli.path, "metavar": "CSV"}
-    add("table", "CSV with the scores, a row a clip", required=True, **table)
-    add("frames", "CSV with several rows a clip, in order", **table)
-    add(
-        "out",
-        "folder of the data set to make",
-        required=True,
-        type=cli.path,
-        metavar="DIR",
-    )
-    add("name", "name of the data set (default: %(default)s)", default="imported")
-    add("clip", "column of the clip's id (default: %(default)s)", default="clip")
-    add(
-        "source",
-        "regular expression for the start of a clip's id; its first group is the "
-        "source (default: the whole id)",
-        default="(.+)",
-        metavar="REGEX",
-    )
-    for name, text in (
-        ("task", "a task and the column of its scores"),
-        ("modality", "a modality and its columns in --table"),
-        ("frame_modality", "a modality and its columns in --frames"),
-    ):
-        add(
-            name,
-            f"{text}; may be given again",
-            action="append",
-            default=[],
-            metavar="NAME=COLUMN" + ("" if name == "task" else "S"),
-        )
-    add(
-        "score_range",
-        "lowest and highest score (default: %(default)s)",
-        default="1,5",
-        metavar="LOW,HIGH",
-    )
-    add(
-        "folds",
-        "number of folds that sources are drawn into (default: %(default)s)",
-        type=int,
-        default=5,
-        metavar="N",
-    )
-    add(
-        "fold",
-        "fold to test on, from 0; the next is for validation (default: %(default)s)",
-        type=int,
-        default=0,
-        metavar="F",
-    )
-    add(
-        "dtype",
-        "how features are stored (default: %(default)s)",
-        choices=records.DTYPES,
-        default="float32",
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
