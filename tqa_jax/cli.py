@@ -59,13 +59,14 @@ class PathError(schema.InputError, argparse.ArgumentTypeError):
 
 
 def main(
-    work: Callable[[_T], int | None],
-    options: type[_T],
+    work: Callable[..., int | None],
+    options: type,
     arguments: Sequence[str] | None = None,
     *,
     name: str | None = None,
     doc: str | None = None,
     stopped: str = "stopped",
+    rest: bool = False,
 ) -> int:
     """Reads the options of a command and runs it.
 
@@ -77,6 +78,7 @@ def main(
         name: what follows `python -m`; default the module of `work`.
         doc: what `--help` says first; default the docstring of that module.
         stopped: what is said after Ctrl-C.
+        rest: whether `work` also takes the arguments that are no options, as a list.
 
     Returns:
         The exit status; see `run`.
@@ -85,10 +87,13 @@ def main(
     if name is None and module.__spec__ is not None:
         name = module.__spec__.name.removesuffix(".__main__")
     doc = doc or module.__doc__ or ""
-    return run(
-        lambda: work(parse(options, arguments, name=name or "", doc=doc)),
-        stopped=stopped,
-    )
+    others: list[str] | None = [] if rest else None
+
+    def start() -> int | None:
+        given = parse(options, arguments, name=name or "", doc=doc, others=others)
+        return work(given, others) if rest else work(given)
+
+    return run(start, stopped=stopped)
 
 
 def parse(
@@ -97,6 +102,7 @@ def parse(
     *,
     name: str = "",
     doc: str = "",
+    others: list[str] | None = None,
 ) -> _T:
     """Reads options from a command line; `--help` ends the process.
 
@@ -106,6 +112,7 @@ def parse(
         arguments: see `main`.
         name: see `main`.
         doc: see `main`.
+        others: gets the arguments that are no options; without it they are refused.
 
     Raises:
         InputError: for an option that is missing, unknown or wrong.
@@ -149,11 +156,15 @@ def parse(
                 use_underscores=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
                 registry=registry,
+                return_unknown_args=others is not None,
             )
         except SystemExit as error:
             if not error.code:
                 raise
             raise schema.InputError(_sentence(errors.getvalue())) from error
+    if others is not None:
+        given, unknown = given
+        others += unknown
     return options(**vars(given))
 
 

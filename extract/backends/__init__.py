@@ -30,6 +30,7 @@ features side by side.
 import dataclasses
 import functools
 import importlib
+import pathlib
 import pkgutil
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -125,14 +126,6 @@ class Option(NamedTuple):
     metavar: str
     text: str
     repeats: bool = False
-
-    @property
-    def parsing(self) -> dict[str, Any]:
-        """Further arguments of `argparse`'s `add_argument`."""
-        if self.repeats:
-            return {"metavar": self.metavar, "action": "append", "default": []}
-        place = self.metavar in ("DIR", "FILE", "WHERE")
-        return {"metavar": self.metavar, "type": cli.path if place else str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,25 +295,56 @@ def options(
     return Options(chosen, given, network_dtype, max_seconds, landmarker)
 
 
-def command_options(*, choices: bool = True) -> list[Option]:
-    """Returns the command-line options of all backends.
+def command_line(of: type, *, choices: bool = True) -> type:
+    """Returns the options of a command with those of all backends.
 
     Args:
-        choices: whether to return those that choose a modality's backends, too.
+        of: dataclass, see `cli.main`.
+        choices: whether to add those that choose a modality's backends, too.
     """
+    fields = []
+    for option in _command_options(choices):
+        kind = str | None
+        if option.metavar in ("DIR", "FILE", "WHERE"):
+            kind = pathlib.Path | None
+        about = {"help": option.text, "metavar": option.metavar}
+        default: Any = None
+        if option.repeats:
+            kind, default = cli.Repeated[tuple[str, ...]], ()
+        field = dataclasses.field(default=default, metadata=about)
+        fields.append((option.name, kind, field))
+    return dataclasses.make_dataclass(
+        of.__name__, fields, bases=(of,), frozen=True, kw_only=True
+    )
+
+
+def given(options: Any) -> dict[str, Any]:
+    """Returns what the user gave of the backends' options, by name.
+
+    Args:
+        options: of a dataclass from `command_line`.
+    """
+    names = [option.name for option in _command_options(choices=True)]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def _command_options(choices: bool) -> list[Option]:
+    """Returns the command-line options of all backends."""
     of_modalities, more = [], []
     for modality, listed in available().items():
         default = getattr(load(listed[0]), "DEFAULT", False)
         text = ", ".join(listed)
         default = f"default: {listed[0]}" if default else "default: not measured"
         of_modalities.append(
-            Option(modality, "BACKEND", f"backend, or several by +: {text} ({default})")
+            Option(
+                modality, "BACKEND", f"Backend, or several by +: {text} ({default})."
+            )
         )
         weighted = [name for name in listed if hasattr(load(name), "find")]
         if weighted:
             text = (
-                f"for --{modality}={'|'.join(weighted)}: a file, a folder in the hub's "
-                "format, or owner/name@revision (default: the backend's own)"
+                f"For --{modality}={'|'.join(weighted)}: a file, a folder in the hub's "
+                "format, or owner/name@revision (default: the backend's own)."
             )
             more.append(Option(f"{modality}_weights", "WHERE", text))
     more += [load(name).OPTION for name in names() if hasattr(load(name), "OPTION")]
