@@ -21,45 +21,19 @@ frame has no time, so the set's frame rate says nothing.
 
 import argparse
 import collections
-import dataclasses
-import hashlib
-import math
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
-import tqa_jax
-from extract.importing import feature_table, folds
+from extract import csv_file, folds, importing
+from extract.networks import weights
 from tqa_jax import cli, records, schema
 
 BACKEND = "table"
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Which columns are what.
-
-    Attributes:
-        clip: column of the clip's id, in both tables.
-        source: regular expression that the whole clip id begins with; its first group
-            is the source.
-        tasks: column of each task.
-        low: lowest possible score.
-        high: highest possible score.
-        modalities: columns of each modality of the table that has a row a clip.
-        frame_modalities: columns of each modality of the table with a row a frame.
-    """
-
-    clip: str
-    source: str
-    tasks: Mapping[str, str]
-    low: float
-    high: float
-    modalities: Mapping[str, str]
-    frame_modalities: Mapping[str, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,28 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
 
     def work() -> None:
-        low, high = _score_range(given.score_range)
-        layout = Layout(
+        counts = convert(
+            given.table,
+            given.out,
             clip=given.clip,
             source=given.source,
             tasks=_named("task", given.task),
-            low=low,
-            high=high,
+            score_range=importing.score_range(given.score_range),
             modalities=_named("modality", given.modality),
             frame_modalities=_named("frame_modality", given.frame_modality),
-        )
-        info = convert(
-            given.table,
-            given.out,
-            layout,
             frames=given.frames,
             num_folds=given.folds,
             fold=given.fold,
             dtype=given.dtype,
             name=given.name,
         )
-        counts = [f"{split.clips} {name}" for name, split in info.splits.items()]
-        print(f"{', '.join(counts)} clips; data set: {given.out}")
+        print(f"{counts} clips; data set: {given.out}")
 
     return cli.run(work)
 
@@ -96,118 +64,160 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def convert(
     table: str | pathlib.Path,
     out: str | pathlib.Path,
-    layout: Layout,
     *,
+    clip: str,
+    source: str,
+    tasks: Mapping[str, str],
+    score_range: tuple[float, float],
+    modalities: Mapping[str, str],
+    frame_modalities: Mapping[str, str] | None = None,
     frames: str | pathlib.Path | None = None,
     num_folds: int = 5,
     fold: int = 0,
     dtype: str = "float32",
     name: str = "imported",
-) -> schema.DatasetInfo:
+) -> str:
     """Writes the data set of one or two tables.
 
     Args:
         table: CSV with the scores. It has one row a clip, unless it is the table of
             frames as well: then what is read of it once a clip must be equal there.
         out: folder to make.
-        layout: which columns are what.
+        clip: column of the clip's id, in both tables.
+        source: regular expression that the whole clip id begins with; its first group
+            is the source.
+        tasks: column of each task.
+        score_range: lowest and highest possible score.
+        modalities: columns of each modality of `table`.
+        frame_modalities: columns of each modality of `frames`.
         frames: CSV with several rows a clip, or None.
         num_folds: folds that the sources are drawn into.
         fold: the one to test on.
         dtype: how features are stored.
         name: of the data set.
 
+    Returns:
+        How many clips each split has.
+
     Raises:
         schema.InputError: for a missing column, a repeated clip, a clip without
             frames, a cell that is no number, a score out of range.
     """
-    scores = feature_table.read(table, layout.clip)
-    rows = None if frames is None else feature_table.read(frames, layout.clip)
-    if not layout.tasks or not (layout.modalities or layout.frame_modalities):
+    if not tasks or not (modalities or frame_modalities):
         raise schema.InputError("expected at least one --task and one --modality")
-    if layout.frame_modalities and rows is None:
+    if frame_modalities and frames is None:
         raise schema.InputError("--frame_modality needs the table of --frames")
-    twice = set(layout.modalities) & set(layout.frame_modalities)
-    if twice:
-        raise schema.InputError(f"modality {min(twice)!r} is given twice")
-    clip_wise = {n: scores.places(text) for n, text in layout.modalities.items()}
-    frame_wise = {n: rows.places(text) for n, text in layout.frame_modalities.items()}
-    tasks = [scores.place(column) for column in layout.tasks.values()]
-    for name, places in clip_wise.items():
-        _check_columns(name, [scores.header[at] for at in places], layout)
-    for name, places in frame_wise.items():
-        _check_columns(name, [rows.header[at] for at in places], layout)
-    same = rows is not None and rows.path.resolve() == scores.path.resolve()
-    if not same:
-        feature_table.check_single(scores)
-    if rows is not None:
-        feature_table.check_same_clips(scores, rows)
-    sources = {clip: _source(clip, layout.source) for clip in scores.rows}
-    splits = folds.draw(
-        collections.Counter(sources.values()), folds=num_folds, fold=fold
-    )
+    scores = csv_file.read(table, clip)
+    rows = scores if frames is None else csv_file.read(frames, clip)
+    lines = scores.by(clip)
+    frame_lines = lines if frames is None else rows.by(clip)
+    if frames is None or not pathlib.Path(frames).samefile(table):
+        check_single(scores, lines)
+    _check_same(lines, frame_lines, rows.name, "frames")
+    _check_same(frame_lines, lines, scores.name, "scores")
+    of_frames = {n: rows.columns(c) for n, c in (frame_modalities or {}).items()}
+    of_clips = {n: scores.columns(c) for n, c in modalities.items()}
+    scored = [scores.need(column) for column in tasks.values()]
+    listed = [*of_frames.items(), *of_clips.items()]
+    for modality, columns in listed:
+        _check_columns(modality, columns, scored)
     of = schema.Schema(
         tuple(
             schema.Modality(
-                n, len(places), BACKEND, "1", description=_listed(t, places)
+                n, len(columns), BACKEND, "1", description=", ".join(columns)
             )
-            for t, part in ((rows, frame_wise), (scores, clip_wise))
-            for n, places in part.items()
+            for n, columns in listed
         ),
-        tuple(schema.Task(n, layout.low, layout.high) for n in layout.tasks),
+        tuple(schema.Task(n, *score_range) for n in tasks),
+    )
+    sources = {clip_id: _source(clip_id, source) for clip_id in lines}
+    drawn = folds.draw(
+        collections.Counter(sources.values()), folds=num_folds, fold=fold
     )
 
-    def made(clip: str) -> records.Clip:
-        count = 1 if rows is None else len(rows.rows[clip])
-        labels = scores.once(clip, tasks)
-        for task, label in zip(of.tasks, labels, strict=True):
-            if not (math.isnan(label) or task.low <= label <= task.high):
-                raise schema.InputError(
-                    f"{table} line {scores.rows[clip][0][0]}: {task.name} is "
-                    f"{label:g}; expected {task.low:g} to {task.high:g} "
-                    "(--score_range sets other limits)"
-                )
+    def sample(clip_id: str) -> importing.Sample:
+        first, count = lines[clip_id][0], len(frame_lines[clip_id])
+        _once(scores, lines[clip_id], scored)
         features = {
-            n: np.tile(scores.once(clip, places), (count, 1))
-            for n, places in clip_wise.items()
-        } | {n: rows.numbers(clip, places) for n, places in frame_wise.items()}
-        with np.errstate(over="ignore"):  # what float32 cannot hold is missing
-            features = {n: values.astype(np.float32) for n, values in features.items()}
-        features = {
-            n: np.where(np.isfinite(values), values, np.float32(np.nan))
-            for n, values in features.items()
+            n: rows.numbers(frame_lines[clip_id], c) for n, c in of_frames.items()
         }
-        return records.Clip(
-            clip=clip,
-            source=sources[clip],
-            features=features,
-            frame_mask={
-                n: np.isfinite(values).any(axis=-1) for n, values in features.items()
-            },
-            labels=labels.astype(np.float32),
+        for modality, columns in of_clips.items():
+            values = _once(scores, lines[clip_id], columns)
+            features[modality] = np.tile(values, (count, 1))
+        labels = {
+            task.name: scores.score(first, column, task)
+            for task, column in zip(of.tasks, scored, strict=True)
+        }
+        of_clip = sources[clip_id]
+        return importing.Sample(clip_id, of_clip, drawn[of_clip], features, labels)
+
+    return importing.write(
+        out,
+        map(sample, lines),
+        name=name,
+        of=of,
+        dtype=dtype,
+        kind="ratings",
+        tool="extract.tables",
+        tables={
+            pathlib.Path(path).name: weights.sha256(path)
+            for path in (table, frames)
+            if path is not None
+        },
+        source=source,
+        splits=f"fold {fold} of {num_folds} by source",
+        time_axis="none: rows in the order of the table; fps is nominal",
+        repeated_on_every_row=[] if frames is None else list(modalities),
+    )
+
+
+def check_single(
+    table: csv_file.Table, lines: Mapping[str, list[csv_file.Row]]
+) -> None:
+    """Refuses a table with several rows of a clip."""
+    for clip, rows in lines.items():
+        if len(rows) > 1:
+            raise table.error(
+                rows[1],
+                f"clip {clip!r} has a row already, line {rows[0].line}; give a table "
+                "with several rows a clip by --frames",
+            )
+
+
+def _check_same(
+    clips: Collection[str], others: Collection[str], name: str, lack: str
+) -> None:
+    lacking = [clip for clip in clips if clip not in others]
+    if lacking:
+        raise schema.InputError(
+            f"{name} has no {lack} of {len(lacking)} clips of the other table, for "
+            f"example {lacking[0]!r}"
         )
 
-    return records.write_dataset(
-        out,
-        ((splits[sources[clip]], made(clip)) for clip in scores.rows),
-        name=name,
-        schema=of,
-        provenance={
-            "kind": "ratings",
-            "tool": "extract.tables",
-            "version": tqa_jax.__version__,
-            "tables": {
-                t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
-                for t in (scores, rows)
-                if t is not None
-            },
-            "source": layout.source,
-            "splits": f"fold {fold} of {num_folds} by source",
-            "time_axis": "none: rows in the order of the table; fps is nominal",
-            "repeated_on_every_row": list(clip_wise) if rows is not None else [],
-        },
-        dtype=dtype,
-    )
+
+def _once(
+    table: csv_file.Table, rows: Sequence[csv_file.Row], columns: Sequence[str]
+) -> Float[np.ndarray, " D"]:
+    """Returns what a table says once a clip: cells that are equal in its rows."""
+    values = table.numbers(rows, columns)
+    differing = (values != values[0]) & ~(np.isnan(values) & np.isnan(values[0]))
+    for row, column in np.argwhere(differing)[:1]:
+        raise table.error(
+            rows[row],
+            f"{columns[column]} differs within clip, from line {rows[0].line}",
+        )
+    return values[0]
+
+
+def _check_columns(name: str, columns: Sequence[str], scored: Sequence[str]) -> None:
+    """Refuses a modality that holds a score, or a column twice."""
+    for column, count in collections.Counter(columns).items():
+        if column in scored:
+            raise schema.InputError(
+                f"--modality={name} holds {column}, which is a task's score"
+            )
+        if count > 1:
+            raise schema.InputError(f"--modality={name} holds {column} twice")
 
 
 def _source(clip: str, pattern: str) -> str:
@@ -224,10 +234,6 @@ def _source(clip: str, pattern: str) -> str:
     return source
 
 
-def _listed(table: feature_table.Table, places: Sequence[int]) -> str:
-    return ", ".join(table.header[place] for place in places)
-
-
 def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
@@ -238,29 +244,6 @@ def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
             raise schema.InputError(f"--{option} {name!r} is given twice")
         found[name] = columns
     return found
-
-
-def _check_columns(name: str, columns: Sequence[str], layout: Layout) -> None:
-    """Refuses a modality that holds a score, or a column twice."""
-    for column, count in collections.Counter(columns).items():
-        if column in layout.tasks.values():
-            raise schema.InputError(
-                f"--modality={name} holds {column}, which is a task's score"
-            )
-        if count > 1:
-            raise schema.InputError(f"--modality={name} holds {column} twice")
-
-
-def _score_range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise schema.InputError(
-            f"--score_range is {text!r}; expected two numbers, the lowest score first"
-        )
-    return low, high
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,7 @@ import collections
 
 import pytest
 
-from extract import labels
+from extract import folds, labels
 from tqa_jax import schema
 
 
@@ -120,7 +120,7 @@ def test_problems_without_end_are_cut(folder):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("name,overall\na.mp4,3\n", "no column `clip`"),
+        ("name,overall\na.mp4,3\n", "no column 'clip'; expected the header"),
         ("clip;overall\na.mp4;3\n", "separated by semicolons"),
         ("clip,source,split\na.mp4,s,train\n", "no task column"),
         ("clip,overall,overall\na.mp4,3,3\n", "'overall' twice"),
@@ -141,14 +141,16 @@ def test_an_unusable_file_says_why(folder, text, message):
 
 
 def test_a_missing_file_or_folder_says_so(folder):
-    with pytest.raises(schema.InputError, match="no labels file"):
+    with pytest.raises(
+        schema.InputError, match="none.csv cannot be read: No such file"
+    ):
         labels.read(folder / "none.csv", folder)
     with pytest.raises(schema.InputError, match="no folder of clips"):
         labels.read(folder / "none.csv", folder / "none")
 
 
 def _draw(counts, seed=0):
-    return labels.draw_splits(counts, seed=seed, path="labels.csv")
+    return folds.draw_splits(counts, seed=seed, path="labels.csv")
 
 
 @pytest.mark.parametrize("sources", [3, 4, 5, 16, 100])
@@ -161,7 +163,7 @@ def test_drawn_splits_are_full_disjoint_and_near_their_shares(sources, seed):
         clips[split] += counts[source]
     assert set(drawn) == set(counts) and set(clips) == set(schema.SPLITS)
     total = sum(counts.values())
-    for split, share in labels.SPLIT_SHARES.items():
+    for split, share in folds.SPLIT_SHARES.items():
         if sources >= 16:  # within one source of its share
             assert abs(clips[split] - share * total) <= 3
     assert drawn == _draw(dict(reversed(counts.items())), seed)

@@ -79,8 +79,8 @@ def test_failed_uncertain_and_other_faces_are_missing(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "lacks the column AU01_r"),
-        ("frame,AU01_r\n1,2\n", "lacks the column AU02_r"),
+        ("", "has no column 'AU01_r'"),
+        ("frame,AU01_r\n1,2\n", "has no column 'AU02_r'; expected an OpenFace table"),
     ],
 )
 def test_a_useless_table_is_refused(tmp_path, text, message):

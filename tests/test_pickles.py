@@ -255,7 +255,10 @@ def test_a_source_in_two_splits_is_refused_and_folds_draw_anew(tmp_path, capsys)
     data = _l1()
     data["val"][0]["video_id"] = "video_0000_00009"
     text = _refusal(tmp_path, capsys, data)
-    assert "'video_0000' in 'train' and 'validation'" in text and "--folds" in text
+    assert (
+        "source 'video_0000' is in both 'train' and 'validation'" in text
+        and "--folds" in text
+    )
     info = _import(tmp_path, data, "--folds=3", "--fold=1")
     assert sorted(s for split in info.splits.values() for s in split.sources) == [
         f"video_{source:04d}" for source in range(4)
@@ -293,12 +296,12 @@ def _with(key, value, where="features"):
         (_without("split"), "sample 1 has no split or an unknown one"),
         (_with("au", [1.0]), "au is no array of numbers with 2 axes"),
         (_with("au", np.zeros(17)), "au is no array of numbers with 2 axes"),
-        (_with("visual", np.ones((9, 5))), "visual has 163 features in"),
+        (_with("visual", np.ones((9, 5))), "visual has shape (10, 5); expected (10, 163)"),
         (_with("overall_score", "good", "labels"), "overall_score is a str, no score"),
         (_with("overall_score", 10**400, "labels"), "overall_score is a int, no score"),
         (_with("overall", 3.0, "labels"), "'overall' and 'overall_score', which would"),
         (_with("total_score", 0.5, "labels"), "task name 'total' is taken"),
-        (_with("a\nb", 1.0, "labels"), r"a label of the name 'a\nb'"),
+        (_with("a\nb", 1.0, "labels"), r"task name 'a\nb' must be"),
         ([_sample(0, 0) | {"split": "train", "video_id": "\udc80_00001"}], "not name"),
         ([_sample(0, 0) | {"split": "train", "video_id": "\x1b_00001"}], "not name"),
         (_with("overall_score", 3.0, "labels"), "overall of 'video_0000_00001' is 3"),
@@ -317,7 +320,9 @@ def test_other_content_is_refused_in_one_line(tmp_path, capsys, data, message):
 
 def test_an_unknown_task_and_a_bad_range_are_refused(tmp_path, capsys):
     assert "'luck'" in _refusal(tmp_path, capsys, _l0(), "--score_range=luck=1,5")
-    assert "expected LOW,HIGH" in _refusal(tmp_path, capsys, _l0(), "--score_range=5,1")
+    assert "is '5,1'; expected two numbers, the lowest score first" in _refusal(
+        tmp_path, capsys, _l0(), "--score_range=5,1"
+    )
 
 
 def test_a_file_that_runs_something_is_refused(tmp_path, capsys):

@@ -256,7 +256,7 @@ def test_registered_extensions_are_refused(tmp_path):
     copyreg.add_extension("os", "system", 240)
     try:
         data = b"\x80\x02\x82\xf0(" + _b2(f"touch {mark}") + b"tR."
-        with pytest.raises(schema.InputError, match="opcode EXT1"):
+        with pytest.raises(schema.InputError, match="asks for the extension 240"):
             unpickle.read(_write(tmp_path / "a.pkl", data))
         assert not mark.exists()
         pickle.loads(data)
@@ -292,19 +292,12 @@ def _array(shape: bytes, data: bytes = b"C\x04\x00\x00\x00\x00") -> bytes:
         (_array(b"\x8a\x09" + b"\xff" * 8 + b"\x00\x85"), "impossible shape"),
         (_array(b"(" + b"K\x01" * 40 + b"t"), "impossible shape"),
         (_array(b"K\x01\x85", b"]"), "not of numbers"),
-        (
-            b"\x80\x04"
-            + _text("numpy._core.multiarray")
-            + _text("_reconstruct")
-            + b"\x93)R.",
-            "an array without content",
-        ),
         (b"\x80\x040.", "damaged"),
         (b"\x80\x04t.", "damaged"),
         (b"\x80\x04e.", "damaged"),
         (b"\x80\x04K\x01(e.", "damaged"),
         (b"\x80\x04}(K\x01e.", "damaged"),
-        (b"\x80\x04}(K\x01u.", "keys are not all text"),
+        (b"\x80\x04}(K\x01K\x02u.", "keys are not all text"),
     ],
 )
 def test_damage_and_bombs_end_in_one_line(tmp_path, data, message):
