@@ -24,7 +24,7 @@ import collections
 import pathlib
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -80,8 +80,8 @@ def convert(
     """Writes the data set of one or two tables.
 
     Args:
-        table: CSV with the scores. It has one row a clip, unless it is the table of
-            frames as well: then what is read of it once a clip must be equal there.
+        table: CSV with the scores. What is read of it is said once a clip: it has one
+            row a clip, or rows that are equal there.
         out: folder to make.
         clip: column of the clip's id, in both tables.
         source: regular expression that the whole clip id begins with; its first group
@@ -90,7 +90,7 @@ def convert(
         score_range: lowest and highest possible score.
         modalities: columns of each modality of `table`.
         frame_modalities: columns of each modality of `frames`.
-        frames: CSV with several rows a clip, or None.
+        frames: CSV with several rows a clip, or None; it may be `table`.
         num_folds: folds that the sources are drawn into.
         fold: the one to test on.
         dtype: how features are stored.
@@ -100,8 +100,8 @@ def convert(
         How many clips each split has.
 
     Raises:
-        schema.InputError: for a missing column, a repeated clip, a clip without
-            frames, a cell that is no number, a score out of range.
+        schema.InputError: for a missing column, rows of a clip that differ, a clip
+            without frames, a cell that is no number, a score out of range.
     """
     if not tasks or not (modalities or frame_modalities):
         raise schema.InputError("expected at least one --task and one --modality")
@@ -109,47 +109,49 @@ def convert(
         raise schema.InputError("--frame_modality needs the table of --frames")
     scores = csv_file.read(table, clip)
     rows = scores if frames is None else csv_file.read(frames, clip)
-    lines = scores.by(clip)
-    frame_lines = lines if frames is None else rows.by(clip)
-    if frames is None or not pathlib.Path(frames).samefile(table):
-        check_single(scores, lines)
-    _check_same(lines, frame_lines, rows.name, "frames")
-    _check_same(frame_lines, lines, scores.name, "scores")
+    lines, frame_lines = scores.by(clip), rows.by(clip)
+    for one, other, what in (
+        (lines, frame_lines, f"{rows.name} has no frames"),
+        (frame_lines, lines, f"{scores.name} has no scores"),
+    ):
+        if lacking := [clip_id for clip_id in one if clip_id not in other]:
+            raise schema.InputError(
+                f"{what} of {len(lacking)} clips, for example {lacking[0]!r}"
+            )
     of_frames = {n: rows.columns(c) for n, c in (frame_modalities or {}).items()}
     of_clips = {n: scores.columns(c) for n, c in modalities.items()}
     scored = [scores.need(column) for column in tasks.values()]
     listed = [*of_frames.items(), *of_clips.items()]
     for modality, columns in listed:
-        _check_columns(modality, columns, scored)
+        for column in columns:
+            if column in scored or columns.count(column) > 1:
+                what = ", which is a task's score" if column in scored else " twice"
+                raise schema.InputError(f"--modality={modality} holds {column}{what}")
     of = schema.Schema(
         tuple(
-            schema.Modality(
-                n, len(columns), BACKEND, "1", description=", ".join(columns)
-            )
-            for n, columns in listed
+            schema.Modality(n, len(c), BACKEND, "1", description=", ".join(c))
+            for n, c in listed
         ),
         tuple(schema.Task(n, *score_range) for n in tasks),
     )
     sources = {clip_id: _source(clip_id, source) for clip_id in lines}
-    drawn = folds.draw(
+    split_of = folds.draw(
         collections.Counter(sources.values()), folds=num_folds, fold=fold
     )
 
     def sample(clip_id: str) -> importing.Sample:
-        first, count = lines[clip_id][0], len(frame_lines[clip_id])
-        _once(scores, lines[clip_id], scored)
-        features = {
-            n: rows.numbers(frame_lines[clip_id], c) for n, c in of_frames.items()
-        }
+        own, frame_rows = lines[clip_id], frame_lines[clip_id]
+        features = {n: rows.numbers(frame_rows, c) for n, c in of_frames.items()}
         for modality, columns in of_clips.items():
-            values = _once(scores, lines[clip_id], columns)
-            features[modality] = np.tile(values, (count, 1))
+            count = 1 if frames is None else len(frame_rows)
+            features[modality] = np.tile(_once(scores, own, columns), (count, 1))
+        _once(scores, own, scored)
         labels = {
-            task.name: scores.score(first, column, task)
+            task.name: scores.score(own[0], column, task)
             for task, column in zip(of.tasks, scored, strict=True)
         }
-        of_clip = sources[clip_id]
-        return importing.Sample(clip_id, of_clip, drawn[of_clip], features, labels)
+        split = split_of[sources[clip_id]]
+        return importing.Sample(clip_id, sources[clip_id], split, features, labels)
 
     return importing.write(
         out,
@@ -171,30 +173,6 @@ def convert(
     )
 
 
-def check_single(
-    table: csv_file.Table, lines: Mapping[str, list[csv_file.Row]]
-) -> None:
-    """Refuses a table with several rows of a clip."""
-    for clip, rows in lines.items():
-        if len(rows) > 1:
-            raise table.error(
-                rows[1],
-                f"clip {clip!r} has a row already, line {rows[0].line}; give a table "
-                "with several rows a clip by --frames",
-            )
-
-
-def _check_same(
-    clips: Collection[str], others: Collection[str], name: str, lack: str
-) -> None:
-    lacking = [clip for clip in clips if clip not in others]
-    if lacking:
-        raise schema.InputError(
-            f"{name} has no {lack} of {len(lacking)} clips of the other table, for "
-            f"example {lacking[0]!r}"
-        )
-
-
 def _once(
     table: csv_file.Table, rows: Sequence[csv_file.Row], columns: Sequence[str]
 ) -> Float[np.ndarray, " D"]:
@@ -204,20 +182,10 @@ def _once(
     for row, column in np.argwhere(differing)[:1]:
         raise table.error(
             rows[row],
-            f"{columns[column]} differs within clip, from line {rows[0].line}",
+            f"{columns[column]} differs within clip, from line {rows[0].line}; a table "
+            "with several rows a clip goes to --frames",
         )
     return values[0]
-
-
-def _check_columns(name: str, columns: Sequence[str], scored: Sequence[str]) -> None:
-    """Refuses a modality that holds a score, or a column twice."""
-    for column, count in collections.Counter(columns).items():
-        if column in scored:
-            raise schema.InputError(
-                f"--modality={name} holds {column}, which is a task's score"
-            )
-        if count > 1:
-            raise schema.InputError(f"--modality={name} holds {column} twice")
 
 
 def _source(clip: str, pattern: str) -> str:

@@ -165,7 +165,11 @@ def test_folds_have_about_as_many_clips_each():
         ({"loud_2": "much"}, [], "line 4: loud is 'much'; expected a number"),
         ({"loud_2": "inf"}, [], "line 4: loud is 'inf'; expected a number"),
         ({"MOS_2": "-1"}, [], "line 4: overall is -1; expected 0 to 5"),
-        ({"Image_2": "a_0_gen0"}, [], "line 4: clip 'a_0_gen0' has a row already"),
+        (
+            {"Image_2": "a_0_gen0"},
+            [],
+            "line 4: loud differs within clip, from line 2; a table with",
+        ),
         ({"Image_2": ""}, [], "line 4: the Image is empty"),
         ({"Image_2": "x"}, [], "frames.csv has no frames of 1 clips"),
     ],

@@ -73,11 +73,11 @@ def load(folder: pathlib.Path, out: pathlib.Path) -> Clips:
             that was made from other tables.
     """
     scores = csv_file.read(folder / SCORES, _CLIP)
-    tables.check_single(scores, scores.by(_CLIP))
-    names = [row.cells[_CLIP] for row in scores.rows]
+    lines = [rows[0] for rows in scores.by(_CLIP).values()]
+    names = [row.cells[_CLIP] for row in lines]
     parsed = [_parse(name) for name in names]
     columns = [scores.need(_SCORE), *scores.columns(_SUMMARY)]
-    rows = scores.numbers(scores.rows, columns)
+    rows = scores.numbers(lines, columns)
     for row, column in np.argwhere(np.isnan(rows))[:1]:
         raise schema.InputError(
             f"{scores.name}: {columns[column]} of {names[row]} is no number; expected "
