@@ -1,8 +1,6 @@
-import collections
-
 import pytest
 
-from extract import folds, labels
+from extract import labels
 from tqa_jax import schema
 
 
@@ -147,31 +145,6 @@ def test_a_missing_file_or_folder_says_so(folder):
         labels.read(folder / "none.csv", folder)
     with pytest.raises(schema.InputError, match="no folder of clips"):
         labels.read(folder / "none.csv", folder / "none")
-
-
-def _draw(counts, seed=0):
-    return folds.draw_splits(counts, seed=seed, path="labels.csv")
-
-
-@pytest.mark.parametrize("sources", [3, 4, 5, 16, 100])
-@pytest.mark.parametrize("seed", range(5))
-def test_drawn_splits_are_full_disjoint_and_near_their_shares(sources, seed):
-    counts = {f"s{i}": 1 + i % 3 for i in range(sources)}
-    drawn = _draw(counts, seed)
-    clips = collections.Counter()
-    for source, split in drawn.items():
-        clips[split] += counts[source]
-    assert set(drawn) == set(counts) and set(clips) == set(schema.SPLITS)
-    total = sum(counts.values())
-    for split, share in folds.SPLIT_SHARES.items():
-        if sources >= 16:  # within one source of its share
-            assert abs(clips[split] - share * total) <= 3
-    assert drawn == _draw(dict(reversed(counts.items())), seed)
-
-
-def test_another_seed_draws_another_split():
-    counts = {f"s{i}": 1 for i in range(20)}
-    assert _draw(counts, 0) != _draw(counts, 1)
 
 
 def test_splits_are_drawn_by_source_when_the_file_has_none(folder):
