@@ -3,7 +3,7 @@
     python -m tqa_jax.main --config=configs/lip1000.py
 
 The factor answers a label that was constant in the older system's data; on labels that
-vary it drowns other tasks: mean SRCC on the demo set 0.43 with seed 0, and -0.19 of
+vary it drowns other tasks: mean SRCC on the demo set 0.42 with seed 0, and -0.11 of
 `audio_quality`. One minute on two CPU cores.
 """
 

@@ -1,11 +1,10 @@
-"""Benchmarks: `python -m experiments.bench NAME` prints ratios measured in one run.
+"""Measures alternatives side by side: `python -m experiments.bench NAME` prints ratios.
 
-The one thing to know: a file in `experiments/benches/` is a benchmark by its name, and
-its tables are printed and, with `--json`, written with the machine, date and commit
-that they are worth nothing without.
+A file in `experiments/benches/` is a benchmark by its name, and its tables are printed
+and, with `--json`, written with the machine, date and commit that they are worth
+nothing without.
 """
 
-import argparse
 import dataclasses
 import datetime
 import importlib
@@ -20,40 +19,39 @@ from typing import Any
 import jax
 
 from experiments import benches, timing
-from tqa_jax import cli, machine, output, plugins, run_folder
+from tqa_jax import cli, machine, output, plugins, run_folder, schema
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    name: cli.Positional[str] = dataclasses.field(metadata={"metavar": "NAME"})
+    """What to measure."""
+    rounds: cli.Count = 15
+    """Timed rounds."""
+    quick: bool = False
+    """A small size, to see that it works."""
+    json: pathlib.Path | None = None
+    """File to write the tables to, too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
+    """Runs the command; returns its exit status."""
+    doc = f"{__doc__}\nNames: {', '.join(plugins.names(benches.__name__))}\n"
+    return cli.main(_run, Options, arguments, doc=doc)
 
-    Args:
-        arguments: of the command line, without the program's name; default those of
-            the process.
-    """
+
+def _run(options: Options) -> None:
     names = plugins.names(benches.__name__)
-    parser = cli.parser(
-        prog="python -m experiments.bench",
-        description="Measures alternatives side by side and prints their ratios.",
-    )
-    parser.add_argument("name", choices=names, help="what to measure")
-    parser.add_argument(
-        "--rounds", type=int, default=15, help="timed rounds (default: 15)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a small size, to see that it works"
-    )
-    parser.add_argument(
-        "--json", type=cli.path, metavar="FILE", help="also write the tables here"
-    )
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds is {options.rounds}; expected at least 1")
+    if options.name not in names:
+        raise schema.InputError(
+            f"unknown benchmark {options.name!r}; available: {', '.join(names)}"
+        )
     if options.json and not options.json.parent.is_dir():
-        parser.error(f"--json: {options.json.parent} is no folder; make it first")
-    return cli.run(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> None:
+        raise schema.InputError(
+            f"--json: {options.json.parent} is no folder; make it first"
+        )
     cli.prepare_jax()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     found = {

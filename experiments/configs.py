@@ -14,17 +14,17 @@ little. A warm-up that is longer than the run is cut to a tenth of it. The outpu
 both.
 """
 
-import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
 from experiments import timing
 from experiments.studying import command, figures, results, steps, trials
-from tqa_jax import config_files, hyperparameters
+from tqa_jax import cli, config_files, hyperparameters
 
 _ROUNDS, _QUICK_ROUNDS = 20, 3
 # For --quick: a sixteenth of the width and less of the rest, one still larger.
@@ -43,20 +43,24 @@ _QUICK = {
 _QUICK_EPOCHS = 2
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(command.Given):
+    """The command line."""
+
+    usual_draws: ClassVar[int] = 1
+
+    draws: cli.Count | None = None
+    """Settings tried for each configuration, by validation with two seeds, before they
+    are compared; 1 tunes nothing (default: 1; quick: 2)."""
+    epochs: int | None = None
+    """Epochs of either (default: what each file says; quick: 2)."""
+    rounds: cli.Count | None = None
+    """Rounds of timing (default: 20; quick: 3)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run(
-        "configs", _run, doc=__doc__, arguments=arguments, more=_options, draws=1
-    )
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--epochs", type=int, help="of either (default: what each file says; quick: 2)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, help=f"of timing (default: {_ROUNDS}; quick: 3)"
-    )
+    return command.run(_run, Given, arguments)
 
 
 def _run(options: command.Options) -> None:
@@ -69,7 +73,7 @@ def _run(options: command.Options) -> None:
             name,
             data=str(options.data),
             clips=clips,
-            epochs=options.more.epochs,
+            epochs=options.given.epochs,
             quick=options.quick,
         )
     base = whole["standard"]
@@ -85,7 +89,7 @@ def _run(options: command.Options) -> None:
     rows = results.compare(outcomes)
     costs = measure(
         {name: steps.load(runs[0].folder) for name, runs in trained.items()},
-        rounds=options.more.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS),
+        rounds=options.given.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS),
     )
     epochs = {name: [_epochs(one) for one in runs] for name, runs in trained.items()}
     for row in rows:

@@ -17,7 +17,7 @@ from tqa_jax import regularizers, schema
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run("consistency", _run, doc=__doc__, arguments=arguments)
+    return command.run(_run, arguments=arguments)
 
 
 def _run(options: command.Options) -> None:

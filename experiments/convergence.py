@@ -16,7 +16,6 @@ here, since the runs themselves were trained many at once. Comparisons are over 
 alone; the log has no predictions to resample.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -79,26 +78,26 @@ class Curve:
         return float(there[0] + 1) if len(there) else None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(command.Given):
+    """The command line."""
+
+    runs: pathlib.Path | None = None
+    """--out of a finished experiments.weighting, whose runs are read (default: trains
+    its own)."""
+    rounds: cli.Count | None = None
+    """Rounds of timing (default: 20; quick: 3)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run(
-        "convergence", _run, doc=__doc__, arguments=arguments, more=_options
-    )
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--runs", type=cli.path, help="--out of a finished experiments.weighting"
-    )
-    parser.add_argument(
-        "--rounds", type=int, help=f"of timing (default: {_ROUNDS}; quick: 3)"
-    )
+    return command.run(_run, Given, arguments)
 
 
 def _run(options: command.Options) -> None:
     chosen: Mapping[str, Any] = {}
-    if options.more.runs is not None:
-        folders = finished(options.more.runs)
+    if options.given.runs is not None:
+        folders = finished(options.given.runs)
     else:
         chosen = trials.tune(
             options.base,
@@ -111,7 +110,7 @@ def _run(options: command.Options) -> None:
         )
         folders = {case: [r.folder for r in runs] for case, runs in trained.items()}
     curves = {case: [read(one) for one in some] for case, some in folders.items()}
-    rounds = options.more.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
+    rounds = options.given.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
     seconds = _seconds({case: some[0] for case, some in folders.items()}, rounds)
     rows = summarise(curves, seconds)
     output.write(
@@ -124,7 +123,7 @@ def _run(options: command.Options) -> None:
         rows,
         table=results.markdown([_shown(row) for row in rows]),
         said=_said(rows, curves, options),
-        more={"chosen": chosen, "runs": str(options.more.runs or options.out)},
+        more={"chosen": chosen, "runs": str(options.given.runs or options.out)},
         figure=_figure(curves, seconds),
     )
 
@@ -357,8 +356,8 @@ def _said(
     options: command.Options,
 ) -> list[str]:
     tried = (
-        f"of {options.more.runs}"
-        if options.more.runs is not None
+        f"of {options.given.runs}"
+        if options.given.runs is not None
         else f"each after {options.draws} settings tried by validation"
         if options.draws > 1
         else "not tuned"

@@ -38,7 +38,7 @@ _TIMED_CLIPS = 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run("distill", _run, doc=__doc__, arguments=arguments)
+    return command.run(_run, arguments=arguments)
 
 
 def _run(options: command.Options) -> None:

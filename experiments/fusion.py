@@ -16,7 +16,7 @@ from experiments.studying import cases, command, trials
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run("fusion", _run, doc=__doc__, arguments=arguments)
+    return command.run(_run, arguments=arguments)
 
 
 def _run(options: command.Options) -> None:

@@ -22,7 +22,6 @@ have clips in training and a left-out group. More than 20 groups are left out se
 at a time.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -75,26 +74,25 @@ class Table:
     means: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(groups.Given):
+    """The command line."""
+
+    by: str | None = None
+    """Name of the grouping that stands for generators."""
+    folds: cli.Count | None = None
+    """Folds of random and by source (default: 5; quick: 3)."""
+    others: str = ""
+    """Other data sets to test on, with commas between."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run(
-        "generalise", _run, doc=__doc__, arguments=arguments, more=_options
-    )
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    groups.options(parser)
-    parser.add_argument("--by", help="name of the grouping that stands for generators")
-    parser.add_argument(
-        "--folds", type=int, help=f"of random and by source (default: {_FOLDS})"
-    )
-    parser.add_argument(
-        "--others", default="", help="other data sets to test on, with commas"
-    )
+    return command.run(_run, Given, arguments)
 
 
 def _run(options: command.Options) -> None:
-    if options.more.others:
+    if options.given.others:
         _run_others(options)
     else:
         _run_groups(options)
@@ -103,11 +101,11 @@ def _run(options: command.Options) -> None:
 def _run_groups(options: command.Options) -> None:
     clips = table(clip for _, clip in derived.pairs(options.data))
     columns, said = groups.read(
-        options.more, options.info, dict(zip(clips.clips, clips.sources, strict=True))
+        options.given, options.info, dict(zip(clips.clips, clips.sources, strict=True))
     )
-    name = groups.generator(columns, options.more.by)
+    name = groups.generator(columns, options.given.by)
     column = columns[name]
-    number = options.more.folds or (_QUICK_FOLDS if options.quick else _FOLDS)
+    number = options.given.folds or (_QUICK_FOLDS if options.quick else _FOLDS)
     most = _QUICK_FOLDS if options.quick else _MOST_LEFT_OUT
     ways = arrange(
         clips, column, by_group=name != groups.SOURCE, folds_=number, most=most
@@ -483,7 +481,7 @@ def _run_others(options: command.Options) -> None:
         for split in schema.SPLITS
     }
     asked = {f"{options.info.name} (own test)": (options.info, own["test"])}
-    for text in options.more.others.split(","):
+    for text in options.given.others.split(","):
         path = cli.path(text)
         info = schema.load(path)
         rescore.check(scorers[0].run, info, path)

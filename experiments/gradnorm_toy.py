@@ -8,19 +8,19 @@ settings, versions) and `gradnorm_toy.png` (weights and test loss ratios over ti
 --out. Files there are replaced when all is computed, not before. Exit status: 0 when
 computed, whatever came out; 2 for bad input.
 
-The one thing to know: `gradnorm` is the library's default form. `gradnorm_linear` is
+`gradnorm` is the library's default form. `gradnorm_linear` is
 Algorithm 1 without our changes: steps on w itself and no floor, so that a weight can
 turn negative, and its task's loss is then maximised until it is positive again.
 """
 
-import argparse
+import dataclasses
 import math
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tqdm
@@ -55,10 +55,27 @@ _JUDGED = ("gradnorm", "equal", "uncertainty")
 _MILESTONE = 1000
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    tasks: Literal[2, 10] = 10
+    """Number of tasks."""
+    steps: cli.Count = 5000
+    """Training steps."""
+    seeds: cli.Count = 3
+    """Runs of each method."""
+    methods: str = ",".join(METHODS)
+    """Which methods, and in which order."""
+    learning_rate: float = 1e-3
+    """Rate of Adam on the network."""
+    out: pathlib.Path = pathlib.Path("runs/gradnorm_toy")
+    """Folder for the results."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given = _parse(arguments)
-    return cli.run(lambda: _run(given), stopped="stopped; nothing was written")
+    return cli.main(_run, Options, arguments, stopped="stopped; nothing was written")
 
 
 def make(name: str, tasks: int) -> weighting.Weighting:
@@ -67,14 +84,13 @@ def make(name: str, tasks: int) -> weighting.Weighting:
     return weighting.make(kind, tasks=[f"task{i}" for i in range(tasks)], **options)
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(given: Options) -> None:
     methods = given.methods.split(",")
     for method in methods:
         if method not in METHODS:
             raise schema.InputError(
                 f"--methods names unknown {method!r}; available: {', '.join(METHODS)}"
             )
-    cli.at_least_one(steps=given.steps, seeds=given.seeds)
     if not 0 < given.learning_rate < math.inf:
         raise schema.InputError(
             f"--learning_rate is {given.learning_rate}; expected a number above 0"
@@ -99,7 +115,7 @@ def _run(given: argparse.Namespace) -> None:
     summaries = {name: summarise(one, sigmas) for name, one in histories.items()}
     said = verdict(summaries)
     report = {
-        "settings": vars(given) | {"out": str(folder), "sigmas": sigmas},
+        "settings": dataclasses.asdict(given) | {"out": str(folder), "sigmas": sigmas},
         "environment": run_folder.environment(),
         "seconds": round(seconds, 1),
         "methods": {
@@ -323,32 +339,6 @@ def draw(
     part = path.with_name(path.name + ".part")
     figure_.savefig(part, format="png", dpi=120, bbox_inches="tight")
     os.replace(part, path)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m experiments.gradnorm_toy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def add(name: str, text: str, **more: Any) -> None:
-        parser.add_argument(f"--{name}", help=f"{text} (default: %(default)s)", **more)
-
-    add("tasks", "number of tasks", type=int, choices=sorted(SIGMAS), default=10)
-    add("steps", "training steps", type=int, default=5000, metavar="N")
-    add("seeds", "runs of each method", type=int, default=3, metavar="S")
-    add("methods", "which, in which order", default=",".join(METHODS), metavar="LIST")
-    add(
-        "learning_rate",
-        "of Adam on the network",
-        type=float,
-        default=1e-3,
-        metavar="RATE",
-    )
-    folder = {"type": cli.path, "metavar": "FOLDER"}
-    add("out", "folder of the results", default="runs/gradnorm_toy", **folder)
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """What a finished run's scores depend on: `python -m experiments.interpret`.
 
-The one thing to know: everything is measured on the test split, on which nothing was
-chosen, and nothing here changes the run. The report shows it when it is there.
+It measures, on the test split, on which nothing was chosen, how much worse the run
+scores when a modality or a group of features comes from another clip or is hidden,
+where in a clip its attention goes, and what hiding 0.4 s changes. It writes
+interpretation.json, .csv, .md, .png and interpretation_over_time.csv, which the report
+shows, and changes nothing of the run. Exit status: 0 when they were written, 2 when the
+run cannot be used.
 """
 
-import argparse
+import dataclasses
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -18,54 +23,28 @@ _REPETITIONS, _RESAMPLES, _SHOWN = 10, 2000, 3
 _QUICK = (2, 200, 1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    workdir: pathlib.Path
+    """Folder of the run."""
+    data: pathlib.Path | None = None
+    """Folder of its data set (default: where it was in training)."""
+    seeds: cli.Count | None = None
+    """Draws of other clips (default: 10; quick: 2)."""
+    out: pathlib.Path | None = None
+    """Folder to write to (default: WORKDIR, where the report looks)."""
+    quick: bool = False
+    """2 draws, 200 resamples in place of 2000, and fewer clips over time."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
-
-    Args:
-        arguments: of the command line, without the program's name; default those of
-            the process.
-    """
-    parser = cli.parser(
-        prog="python -m experiments.interpret",
-        description=(
-            "Measures, on the test split, how much worse a finished run scores when a "
-            "modality or a group of features comes from another clip or is hidden, "
-            "where in a clip its attention goes, and what hiding 0.4 s changes. Writes "
-            "interpretation.json, .csv, .md, .png and interpretation_over_time.csv."
-        ),
-        epilog="Exit status: 0 when it was written, 2 when the run cannot be used.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--workdir", required=True, type=cli.path, help="folder of the run"
-    )
-    parser.add_argument(
-        "--data",
-        type=cli.path,
-        help="folder of its data set (default: where it was in training)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        help=f"draws of other clips (default: {_REPETITIONS}; quick: {_QUICK[0]})",
-    )
-    parser.add_argument(
-        "--out",
-        type=cli.path,
-        help="folder to write to (default: WORKDIR, where the report looks)",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{_QUICK[0]} draws, {_QUICK[1]} resamples, fewer clips over time",
-    )
-    options = parser.parse_args(arguments)
-    if options.seeds is not None and options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}; expected at least 1")
-    return cli.run(lambda: _run(options))
+    """Runs the command; returns its exit status."""
+    return cli.main(_run, Options, arguments)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: Options) -> None:
     cli.need("matplotlib")
     cli.prepare_jax()
     started = time.monotonic()

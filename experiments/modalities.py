@@ -15,7 +15,7 @@ from tqa_jax import schema
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run("modalities", _run, doc=__doc__, arguments=arguments)
+    return command.run(_run, arguments=arguments)
 
 
 def _run(options: command.Options) -> None:

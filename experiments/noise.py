@@ -12,7 +12,6 @@ With --dropout the same is done to models that were trained otherwise: without m
 dropout if the base configuration has it, else with 0.2.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -48,17 +47,17 @@ _ROUNDING = 1e-4
 _Found = dict[tuple[str, str, float, str], np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(command.Given):
+    """The command line."""
+
+    dropout: bool = False
+    """Also compare with models of another modality dropout."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run("noise", _run, doc=__doc__, arguments=arguments, more=_options)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dropout",
-        action="store_true",
-        help="also compare with models of another modality dropout",
-    )
+    return command.run(_run, Given, arguments)
 
 
 def noisy(
@@ -129,7 +128,7 @@ def _arms(options: command.Options) -> dict[str, trials.Case]:
     if usual is None:
         usual = presets.PRESETS[model.preset]["modality_dropout"]
     found = {_ARMS[bool(usual)]: fixed}
-    if options.more.dropout:
+    if options.given.dropout:
         other = 0.0 if usual else _OTHER_DROPOUT
         changes = {**fixed.changes, "model.modality_dropout": other}
         found[_ARMS[bool(other)]] = trials.Case(changes, fixed.ranges)

@@ -13,7 +13,6 @@ included; a share repeats its clips. Validation keeps all its labels at every sh
 `--out` needs about the space of the data set for each seed and share.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -27,24 +26,26 @@ from tqa_jax import cli, comparison, records, schema
 _ALONE, _PRETRAINED = "labels alone", "pre-trained"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(command.Given):
+    """The command line."""
+
+    pretrain: pathlib.Path | None = None
+    """Data set to pre-train on (default: another demo set, for the demo)."""
+    shares: str | None = None
+    """Per cent of the labels (default: 10,25,50,100; quick: 25)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-
-    def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--pretrain",
-            type=cli.path,
-            help="data set to pre-train on (default: another demo set, for the demo)",
-        )
-        shares.add(parser, "10,25,50,100", "25")
-
-    return command.run("pretrain", _run, doc=__doc__, arguments=arguments, more=more)
+    return command.run(_run, Given, arguments)
 
 
 def _run(options: command.Options) -> None:
-    asked = shares.parse(options.more)
+    usual = "25" if options.quick else "10,25,50,100"
+    asked = shares.parse(options.given.shares or usual)
     counts = shares.count(options.data)
-    source = options.more.pretrain or _demo(options)
+    source = options.given.pretrain or _demo(options)
     planted, left_out = fitting(source, options.data, options.out / "data" / "pretrain")
     starts = {
         run.seed: run
@@ -183,7 +184,7 @@ def _measured(one: schema.Modality | None) -> str:
 
 
 def _demo(options: command.Options) -> pathlib.Path:
-    if options.more.data:
+    if options.given.data:
         raise schema.InputError(
             "--pretrain=FOLDER is missing; make one of your clips with extract.degrade "
             "and extract.run"

@@ -14,7 +14,7 @@ every share. `--out` needs about five times the space of the data set for each s
 share.
 """
 
-import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,17 +28,22 @@ _ALONE, _EVERYTHING = "labels alone", "all labels"
 _MEMBERS = 5
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(command.Given):
+    """The command line."""
+
+    shares: str | None = None
+    """Per cent of the labels (default: 10,25,50; quick: 25)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-
-    def more(parser: argparse.ArgumentParser) -> None:
-        shares.add(parser, "10,25,50", "25")
-
-    return command.run("semi", _run, doc=__doc__, arguments=arguments, more=more)
+    return command.run(_run, Given, arguments)
 
 
 def _run(options: command.Options) -> None:
-    asked = shares.parse(options.more)
+    usual = "25" if options.quick else "10,25,50"
+    asked = shares.parse(options.given.shares or usual)
     counts = shares.count(options.data)
     kept = {
         seed: shares.draw(counts, asked, seed=seed) for seed in by_seed.seeds(options)

@@ -14,10 +14,10 @@ groups, else among whole sources; for the source itself, among clips. p-values a
 corrected by Holm over groupings, tasks and both questions (bias and size of errors).
 """
 
-import argparse
 import collections
 import dataclasses
 import math
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ from experiments.studying import (
     results,
     trials,
 )
-from tqa_jax import cli, comparison, schema, trained
+from tqa_jax import comparison, schema, trained
 
 _PERMUTATIONS = 2000
 _LEVEL = 0.05
@@ -41,18 +41,17 @@ _METRICS = (contrasts.BIAS, "rmse", "srcc")
 _LEAST = 10  # Clips below which a group's SRCC says nothing.
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(groups.Given):
+    """The command line."""
+
+    workdir: pathlib.Path | None = None
+    """A finished run to look at, in place of training."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return command.run(
-        "subgroups", _run, doc=__doc__, arguments=arguments, more=_options
-    )
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    groups.options(parser)
-    parser.add_argument(
-        "--workdir", type=cli.path, help="a finished run, in place of training"
-    )
+    return command.run(_run, Given, arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _run(options: command.Options) -> None:
     runs, chosen = _runs(options)
     first = runs[0]
     columns, said = groups.read(
-        options.more, options.info, dict(zip(first.clips, first.sources, strict=True))
+        options.given, options.info, dict(zip(first.clips, first.sources, strict=True))
     )
     tasks = _tasks(runs)
     if not tasks:
@@ -129,7 +128,7 @@ def _runs(
     options: command.Options,
 ) -> tuple[list[comparison.Predictions], dict[str, Any]]:
     """Test predictions of the runs to look at, and the settings that were chosen."""
-    folder = options.more.workdir
+    folder = options.given.workdir
     if folder is not None:
         path = folder / "predictions.csv"
         trained.load(folder)
@@ -314,7 +313,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _how(options: command.Options, runs: int) -> str:
-    if options.more.workdir is not None:
+    if options.given.workdir is not None:
         what = "One finished run"
     else:
         what = f"{runs} seeds of fixed weights, {options.draws} settings tried"

@@ -9,12 +9,13 @@ method and protocol), `thqa_compared.csv` (paired differences), `thqa.json`, `th
 `thqa.png` and `predictions.csv`. A command that was stopped continues. Exit status: 0,
 or 2 for bad input.
 
-The one thing to know: random folds reward recognising the generator; so do those by
-face. Look at the other figures, too.
+Random folds reward recognising the generator; so do those by face. Look at the other
+figures, too.
 """
 
-import argparse
+import dataclasses
 import hashlib
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -34,17 +35,30 @@ with cli.imports():
     )
     from experiments.talking_heads import clips as clips_lib
 
-_RESAMPLES = 2000
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    data: pathlib.Path
+    """Folder with the two tables."""
+    out: pathlib.Path
+    """Folder for the results."""
+    seeds: cli.Count | None = None
+    """Networks of the ensemble (default: 10; quick: 2)."""
+    resamples: cli.Count = 2000
+    """Draws of the bootstrap."""
+    quick: bool = False
+    """A tiny version, to see that it works."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given = _parse(arguments)
-    return cli.run(lambda: _run(given), stopped="stopped; the same command continues")
+    stopped = "stopped; the same command continues"
+    return cli.main(_run, Options, arguments, stopped=stopped)
 
 
-def _run(given: argparse.Namespace) -> None:
-    cli.at_least_one(seeds=given.seeds)
+def _run(given: Options) -> None:
     cli.need("sklearn", "matplotlib")
     seeds = given.seeds or (2 if given.quick else 10)
     cli.prepare_jax()
@@ -151,7 +165,7 @@ def _places(protocol: str, clips: clips_lib.Clips) -> np.ndarray:
     return places
 
 
-def _settings(given: argparse.Namespace, seeds: int) -> dict[str, Any]:
+def _settings(given: Options, seeds: int) -> dict[str, Any]:
     """What decides the predictions."""
     try:
         tables = {
@@ -171,7 +185,7 @@ def _settings(given: argparse.Namespace, seeds: int) -> dict[str, Any]:
     }
 
 
-def _claim(given: argparse.Namespace, seeds: int) -> None:
+def _claim(given: Options, seeds: int) -> None:
     """Refuses a folder of a study with other settings."""
     mine, file = _settings(given, seeds), given.out / "settings.json"
     if not file.exists():
@@ -184,32 +198,6 @@ def _claim(given: argparse.Namespace, seeds: int) -> None:
                 f"--out={given.out} holds a study with {key} {theirs.get(key)}, not "
                 f"{value}; give another --out"
             )
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m experiments.thqa",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--data", required=True, type=cli.path, help="folder with the two tables"
-    )
-    parser.add_argument("--out", required=True, type=cli.path, help="results")
-    parser.add_argument(
-        "--seeds", type=int, help="networks of the ensemble (default: 10; quick: 2)"
-    )
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=_RESAMPLES,
-        help="of the bootstrap (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny version, to see that it works"
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ _ROW = Fraction(1, int(schema.FPS))  # seconds
 _MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192, beyond what cameras give
 _MAX_LOST = 0.05  # of the pictures, of the sound, and of the length that is promised
 _MAX_TAIL_SECONDS = 0.5  # of sound after the pictures that nobody need know of
+_MAX_STILL_SECONDS = 0.5  # between two pictures that nobody need know of
 
 
 @dataclasses.dataclass
@@ -73,6 +74,8 @@ def frames(
         seconds = media.rows / schema.FPS
         heard = max((at + len(piece)) / sound.SAMPLE_RATE for at, piece in media.chunks)
         _check_promises(container, about, media.start_seconds, seconds, heard)
+    if heard - seconds > _MAX_TAIL_SECONDS and len(media.frame_seconds) == 1:
+        raise ClipError(f"the video is one still picture beside {heard:.2f} s of sound")
     if heard - seconds > _MAX_TAIL_SECONDS:
         media.notes.append(
             f"the pictures end after {seconds:.2f} s: the {heard - seconds:.2f} s of "
@@ -146,7 +149,9 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
     before = 0
     if about.shown is not None:
         before = max(0, round((float(stamps.origin) - about.shown) / stamps.step))
+    missing = _standing(media, about, float(stamps.step))
     reasons = {
+        "missing in the file": missing,
         "time stamps that go back": stamps.dropped,
         "damaged": damaged[video],
         "before the first keyframe": before,
@@ -176,6 +181,23 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
     twice = sound.overlapping(media.chunks) / sound.SAMPLE_RATE
     text = f"{twice:.2f} of {length:.2f} s of sound are overwritten by later sound"
     _lose(media, twice, length, text)
+
+
+def _standing(media: Media, about: packets.Survey, step: float) -> int:
+    """Counts the pictures that a broadcast lacks; notes where pictures stand still.
+
+    Transport and program streams have pictures at a fixed rate. Other files may hold
+    one as long as nothing moves.
+    """
+    times = np.array(media.frame_seconds)
+    gaps = np.diff(times)
+    long = np.flatnonzero(gaps > max(_MAX_STILL_SECONDS, 5 * step))
+    if about.joinable and not about.joins:
+        return round(float((gaps[long] / step - 1).sum()))
+    media.notes.extend(
+        f"no new picture from {times[at]:.2f} to {times[at + 1]:.2f} s" for at in long
+    )
+    return 0
 
 
 def _lose(media: Media, lost: float, of: float, text: str) -> None:
@@ -227,7 +249,11 @@ def _check_promises(container, about, start: float, seconds: float, heard: float
 def _stated_seconds(stream) -> float:
     """Returns the length that the header states for a stream, 0 where it does not."""
     if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
+        stated = float(stream.duration * stream.time_base)
+        if stream.type == "video" and stream.average_rate:
+            # Of a cut AVI, FFmpeg shortens the duration and leaves the count.
+            stated = max(stated, float(stream.frames / stream.average_rate))
+        return stated
     parts = stream.metadata.get("DURATION", "").split(":")  # of Matroska: 0:01:02.345
     try:
         hours, minutes, seconds = map(float, parts)

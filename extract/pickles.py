@@ -25,12 +25,13 @@ features and means nothing: it is left out. L2 was imputed and standardised with
 statistics of each split, which cannot be undone.
 """
 
-import argparse
 import collections
+import dataclasses
 import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from extract import folds, importing
 from extract.importing import layouts, older
@@ -40,46 +41,39 @@ from tqa_jax import cli, records, schema
 _MISSING = -1.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    pickle: pathlib.Path
+    """The file to read."""
+    out: pathlib.Path
+    """Folder of the data set to make."""
+    name: str = "imported"
+    """Name of the data set."""
+    score_range: cli.Repeated[tuple[str, ...]] = ()
+    """LOW,HIGH: lowest and highest score of all tasks, or TASK=LOW,HIGH of one; may be
+    given again."""
+    folds: int | None = None
+    """Draw splits by source, into so many folds (default: splits as in the file)."""
+    fold: int = 0
+    """Fold to test on, from 0; the next is for validation."""
+    dtype: Literal[records.DTYPES] = "float32"
+    """How features are stored."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = _parse(arguments)
-
-    def work() -> None:
-        for line in convert(
-            options.pickle,
-            options.out,
-            ranges=_ranges(options.score_range),
-            num_folds=options.folds,
-            fold=options.fold,
-            dtype=options.dtype,
-            name=options.name,
-        ):
-            print(line)
-
-    return cli.run(work)
+    return cli.main(_run, Options, arguments)
 
 
-def convert(
-    path: str | pathlib.Path,
-    out: str | pathlib.Path,
-    *,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
-    num_folds: int | None = None,
-    fold: int = 0,
-    dtype: str = "float32",
-    name: str = "imported",
-) -> list[str]:
+def _run(options: Options) -> None:
+    for line in convert(options):
+        print(line)
+
+
+def convert(options: Options) -> list[str]:
     """Writes the data set of a pickle.
-
-    Args:
-        path: the pickle.
-        out: folder to make.
-        ranges: lowest and highest score by task; the key "" is for all other tasks.
-        num_folds: splits are drawn anew by source, into so many folds; None keeps
-            those of the file.
-        fold: the fold to test on.
-        dtype: how features are stored.
-        name: of the data set.
 
     Returns:
         What was done and what to know of it, one line each.
@@ -87,6 +81,7 @@ def convert(
     Raises:
         schema.InputError: the file is none of the three layouts, or is refused.
     """
+    path, ranges = options.pickle, _ranges(options.score_range)
     file = layouts.read(path)
     standardised = file.layout == "L2"
     notes: list[str] = []
@@ -99,42 +94,42 @@ def convert(
     geometry = not standardised and older.is_geometry(samples)
     of = schema.Schema(
         older.modalities(samples, geometry, standardised),
-        _tasks(path, file.ranges, ranges or {}),
+        _tasks(path, file.ranges, ranges),
     )
     if "action_units" in of.widths and not geometry and not standardised:
         notes.append(
             "action units are not rows over their own maximum: kept as they are"
         )
-    notes += _mark_missing(path, samples, of.tasks, ranges or {})
+    notes += _mark_missing(path, samples, of.tasks, ranges)
     if any(sample.source == sample.clip for sample in samples):
         notes.append("the file has no clip ids: every clip is taken as its own source")
-    samples = _split(path, samples, num_folds, fold)
+    samples = _split(path, samples, options.folds, options.fold)
     counts = importing.write(
-        out,
+        options.out,
         (
             s._replace(features=older.features(s, geometry, standardised))
             for s in samples
         ),
-        name=name,
+        name=options.name,
         of=of,
-        dtype=dtype,
+        dtype=options.dtype,
         kind="imported",
         tool="extract.pickles",
-        file=pathlib.Path(path).name,
+        file=path.name,
         sha256=weights.sha256(path),
         layout=file.layout,
         time_axis=older.TIME_AXIS,
         padding=f"{'equal rows at the end' if standardised else 'rows of zeros'} "
         "masked; the length was not stored",
         splits="as in the file"
-        if num_folds is None
-        else f"fold {fold} of {num_folds} by source",
+        if options.folds is None
+        else f"fold {options.fold} of {options.folds} by source",
         notes=notes,
     )
     return [
         *notes,
         f"layout {file.layout}: {len(samples)} clips ({counts})",
-        f"data set: {out}",
+        f"data set: {options.out}",
     ]
 
 
@@ -215,49 +210,6 @@ def _split(
 def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
     parts = [text.rpartition("=") for text in texts]
     return {task: importing.score_range(limits) for task, _, limits in parts}
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m extract.pickles",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def add(name: str, text: str, **more) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    path = {"type": cli.path, "required": True}
-    add("pickle", "the file", metavar="FILE", **path)
-    add("out", "folder of the data set to make", metavar="DIR", **path)
-    add("name", "name of the data set (default: %(default)s)", default="imported")
-    add(
-        "score_range",
-        "lowest and highest score, of all tasks or of one; may be given again",
-        action="append",
-        default=[],
-        metavar="[TASK=]LOW,HIGH",
-    )
-    add(
-        "folds",
-        "draw splits by source, into N folds (default: splits as in the file)",
-        type=int,
-        metavar="N",
-    )
-    add(
-        "fold",
-        "fold to test on, from 0; the next is for validation (default: %(default)s)",
-        type=int,
-        default=0,
-        metavar="F",
-    )
-    add(
-        "dtype",
-        "how features are stored (default: %(default)s)",
-        choices=records.DTYPES,
-        default="float32",
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tqa_jax import schema
 SAMPLE_RATE = 16_000
 
 _CANCELLED = 0.1  # of a channel's power: speech in opposite phase loses more, 10 dB
+_QUIET = 1e-3  # of the power of the loudest second, 30 dB below
 _MAX_JUMP = SAMPLE_RATE // 25  # samples; smaller deviations are time stamp noise
 
 
@@ -65,15 +66,22 @@ class Collector:
 
 
 def _cancelled(pieces: Sequence[Float[np.ndarray, "N C"]]) -> int | None:
-    """Returns the loudest channel where the mean of all would lose what is in it."""
-    powers, mixed = 0.0, 0.0
-    for samples in pieces:
-        powers = powers + np.square(samples, dtype=np.float64).sum(axis=0)
-        mixed += float(np.square(samples.mean(axis=-1), dtype=np.float64).sum())
-    if not np.size(powers) or not np.max(powers):
+    """Returns the loudest channel where the mean of all would lose what is in it.
+
+    It does if it loses a second that is no quieter than `_QUIET` of the loudest.
+    """
+    samples = np.concatenate(pieces) if pieces else np.empty((0, 1))
+    starts = np.arange(0, len(samples), SAMPLE_RATE)
+    if not len(starts):
         return None
-    alone = float(np.max(powers)) / len(powers) ** 2  # were the other channels silent
-    return int(np.argmax(powers)) if mixed < _CANCELLED * alone else None
+    powers = np.add.reduceat(np.square(samples, dtype=np.float64), starts)  # (S, C)
+    mixed = np.add.reduceat(np.square(samples.mean(axis=-1), dtype=np.float64), starts)
+    loudest = powers.max(axis=-1)
+    audible = loudest > _QUIET * loudest.max()
+    # The least that is left were the other channels silent.
+    alone = loudest / samples.shape[1] ** 2
+    lost = audible & (mixed < _CANCELLED * alone)
+    return int(np.argmax(powers.sum(axis=0))) if lost.any() else None
 
 
 def place(

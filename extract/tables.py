@@ -5,9 +5,9 @@ r"""Makes a data set out of tables of features that others measured, with their 
         --frame_modality=visual=brisque:buffalo --modality=sync=avset:confi \
         --folds=5 --fold=0 --out=data/thqa0
 
-The one thing to know: all modalities of a clip have the same rows. With `--frames`
-these are the clip's rows in that table, in their order, and what `--table` says once a
-clip is repeated on each of them; without, a clip is one row.
+All modalities of a clip have the same rows. With `--frames` these are the clip's rows
+in that table, in their order, and what `--table` says once a clip is repeated on each
+of them; without, a clip is one row.
 
 The command above imports THQA (800 generated talking heads rated 0 to 5): 21 quality
 measures of 3 to 10 key frames a clip, SyncNet's three numbers, splits by face. The
@@ -19,12 +19,13 @@ Columns are named by their header: one, several with commas, or `first:last`. A 
 frame has no time, so the set's frame rate says nothing.
 """
 
-import argparse
 import collections
+import dataclasses
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -36,65 +37,52 @@ from tqa_jax import cli, records, schema
 BACKEND = "table"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    table: pathlib.Path
+    """CSV with the scores, a row a clip."""
+    frames: pathlib.Path | None = None
+    """CSV with several rows a clip, in order."""
+    out: pathlib.Path
+    """Folder of the data set to make."""
+    name: str = "imported"
+    """Name of the data set."""
+    clip: str = "clip"
+    """Column of the clip's id."""
+    source: str = "(.+)"
+    """Regular expression for the start of a clip's id; its first group is the source
+    (default: the whole id)."""
+    task: cli.Repeated[tuple[str, ...]] = ()
+    """NAME=COLUMN: a task and the column of its scores; may be given again."""
+    modality: cli.Repeated[tuple[str, ...]] = ()
+    """NAME=COLUMNS: a modality and its columns in --table; may be given again."""
+    frame_modality: cli.Repeated[tuple[str, ...]] = ()
+    """NAME=COLUMNS: a modality and its columns in --frames; may be given again."""
+    score_range: str = "1,5"
+    """LOW,HIGH: lowest and highest score."""
+    folds: int = 5
+    """Number of folds that sources are drawn into."""
+    fold: int = 0
+    """Fold to test on, from 0; the next is for validation."""
+    dtype: Literal[records.DTYPES] = "float32"
+    """How features are stored."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    given = _parse(arguments)
-
-    def work() -> None:
-        counts = convert(
-            given.table,
-            given.out,
-            clip=given.clip,
-            source=given.source,
-            tasks=_named("task", given.task),
-            score_range=importing.score_range(given.score_range),
-            modalities=_named("modality", given.modality),
-            frame_modalities=_named("frame_modality", given.frame_modality),
-            frames=given.frames,
-            num_folds=given.folds,
-            fold=given.fold,
-            dtype=given.dtype,
-            name=given.name,
-        )
-        print(f"{counts} clips; data set: {given.out}")
-
-    return cli.run(work)
+    return cli.main(_run, Options, arguments)
 
 
-def convert(
-    table: str | pathlib.Path,
-    out: str | pathlib.Path,
-    *,
-    clip: str,
-    source: str,
-    tasks: Mapping[str, str],
-    score_range: tuple[float, float],
-    modalities: Mapping[str, str],
-    frame_modalities: Mapping[str, str] | None = None,
-    frames: str | pathlib.Path | None = None,
-    num_folds: int = 5,
-    fold: int = 0,
-    dtype: str = "float32",
-    name: str = "imported",
-) -> str:
+def _run(options: Options) -> None:
+    print(f"{convert(options)} clips; data set: {options.out}")
+
+
+def convert(options: Options) -> str:
     """Writes the data set of one or two tables.
 
-    Args:
-        table: CSV with the scores. What is read of it is said once a clip: it has one
-            row a clip, or rows that are equal there.
-        out: folder to make.
-        clip: column of the clip's id, in both tables.
-        source: regular expression that the whole clip id begins with; its first group
-            is the source.
-        tasks: column of each task.
-        score_range: lowest and highest possible score.
-        modalities: columns of each modality of `table`.
-        frame_modalities: columns of each modality of `frames`.
-        frames: CSV with several rows a clip, or None; it may be `table`.
-        num_folds: folds that the sources are drawn into.
-        fold: the one to test on.
-        dtype: how features are stored.
-        name: of the data set.
+    What `table` says once a clip must be equal in its rows there; it may be `frames`.
 
     Returns:
         How many clips each split has.
@@ -103,13 +91,18 @@ def convert(
         schema.InputError: for a missing column, rows of a clip that differ, a clip
             without frames, a cell that is no number, a score out of range.
     """
+    table, frames = options.table, options.frames
+    tasks = _named("task", options.task)
+    modalities = _named("modality", options.modality)
+    frame_modalities = _named("frame_modality", options.frame_modality)
+    score_range = importing.score_range(options.score_range)
     if not tasks or not (modalities or frame_modalities):
         raise schema.InputError("expected at least one --task and one --modality")
     if frame_modalities and frames is None:
         raise schema.InputError("--frame_modality needs the table of --frames")
-    scores = csv_file.read(table, clip)
-    rows = scores if frames is None else csv_file.read(frames, clip)
-    lines, frame_lines = scores.by(clip), rows.by(clip)
+    scores = csv_file.read(table, options.clip)
+    rows = scores if frames is None else csv_file.read(frames, options.clip)
+    lines, frame_lines = scores.by(options.clip), rows.by(options.clip)
     for one, other, what in (
         (lines, frame_lines, f"{rows.name} has no frames"),
         (frame_lines, lines, f"{scores.name} has no scores"),
@@ -118,7 +111,7 @@ def convert(
             raise schema.InputError(
                 f"{what} of {len(lacking)} clips, for example {lacking[0]!r}"
             )
-    of_frames = {n: rows.columns(c) for n, c in (frame_modalities or {}).items()}
+    of_frames = {n: rows.columns(c) for n, c in frame_modalities.items()}
     of_clips = {n: scores.columns(c) for n, c in modalities.items()}
     scored = [scores.need(column) for column in tasks.values()]
     listed = [*of_frames.items(), *of_clips.items()]
@@ -134,9 +127,9 @@ def convert(
         ),
         tuple(schema.Task(n, *score_range) for n in tasks),
     )
-    sources = {clip_id: _source(clip_id, source) for clip_id in lines}
+    sources = {clip_id: _source(clip_id, options.source) for clip_id in lines}
     split_of = folds.draw(
-        collections.Counter(sources.values()), folds=num_folds, fold=fold
+        collections.Counter(sources.values()), folds=options.folds, fold=options.fold
     )
 
     def sample(clip_id: str) -> importing.Sample:
@@ -154,20 +147,20 @@ def convert(
         return importing.Sample(clip_id, sources[clip_id], split, features, labels)
 
     return importing.write(
-        out,
+        options.out,
         map(sample, lines),
-        name=name,
+        name=options.name,
         of=of,
-        dtype=dtype,
+        dtype=options.dtype,
         kind="ratings",
         tool="extract.tables",
         tables={
-            pathlib.Path(path).name: weights.sha256(path)
+            path.name: weights.sha256(path)
             for path in (table, frames)
             if path is not None
         },
-        source=source,
-        splits=f"fold {fold} of {num_folds} by source",
+        source=options.source,
+        splits=f"fold {options.fold} of {options.folds} by source",
         time_axis="none: rows in the order of the table; fps is nominal",
         repeated_on_every_row=[] if frames is None else list(modalities),
     )
@@ -212,76 +205,6 @@ def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
             raise schema.InputError(f"--{option} {name!r} is given twice")
         found[name] = columns
     return found
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m extract.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def add(name: str, text: str, **more) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    table = {"type": cli.path, "metavar": "CSV"}
-    add("table", "CSV with the scores, a row a clip", required=True, **table)
-    add("frames", "CSV with several rows a clip, in order", **table)
-    add(
-        "out",
-        "folder of the data set to make",
-        required=True,
-        type=cli.path,
-        metavar="DIR",
-    )
-    add("name", "name of the data set (default: %(default)s)", default="imported")
-    add("clip", "column of the clip's id (default: %(default)s)", default="clip")
-    add(
-        "source",
-        "regular expression for the start of a clip's id; its first group is the "
-        "source (default: the whole id)",
-        default="(.+)",
-        metavar="REGEX",
-    )
-    for name, text in (
-        ("task", "a task and the column of its scores"),
-        ("modality", "a modality and its columns in --table"),
-        ("frame_modality", "a modality and its columns in --frames"),
-    ):
-        add(
-            name,
-            f"{text}; may be given again",
-            action="append",
-            default=[],
-            metavar="NAME=COLUMN" + ("" if name == "task" else "S"),
-        )
-    add(
-        "score_range",
-        "lowest and highest score (default: %(default)s)",
-        default="1,5",
-        metavar="LOW,HIGH",
-    )
-    add(
-        "folds",
-        "number of folds that sources are drawn into (default: %(default)s)",
-        type=int,
-        default=5,
-        metavar="N",
-    )
-    add(
-        "fold",
-        "fold to test on, from 0; the next is for validation (default: %(default)s)",
-        type=int,
-        default=0,
-        metavar="F",
-    )
-    add(
-        "dtype",
-        "how features are stored (default: %(default)s)",
-        choices=records.DTYPES,
-        default="float32",
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What tests of studies with raters share: tiny clips and options."""
 
-import argparse
 import csv
 import pathlib
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from experiments.subjective import make
 from extract import encode
+from tqa_jax import cli
 
 # Names that mean something else in an address, or look like markup.
 NAMES = ("a b#1.mp4", "100%/c&d?e=f.mp4", "ü'<b>\".mp4", "sub/plain.mp4")
@@ -34,6 +34,4 @@ def table(path, header, rows):
 
 def options(**given):
     """Options of `make` with their defaults."""
-    parser = argparse.ArgumentParser()
-    make.add_arguments(parser)
-    return parser.parse_args([f"--{name}={value}" for name, value in given.items()])
+    return cli.parse(make.Options, [f"--{name}={given[name]}" for name in given])

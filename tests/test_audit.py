@@ -16,7 +16,11 @@ SCHEMA = schema.Schema(
         schema.Modality("visual", 6),
         schema.Modality("audio", 4),
         schema.Modality("keypoints", 3),
-        schema.Modality("sync", 4),
+        schema.Modality(
+            "sync",
+            4,
+            features=("peak", "confidence", "offset_frames", "validity"),
+        ),
     ),
     tasks=schema.TASKS,
 )

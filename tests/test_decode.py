@@ -502,6 +502,40 @@ def test_a_clip_that_is_cut_off_is_truncated_whatever_else_is_in_it(tmp_path):
     )
     with pytest.raises(decode.ClipError, match="truncated: .* of 4.0 s of pictures"):
         _read(_cut(path, 0.5))
+    # FFmpeg shortens the length of an AVI without its index, not the number of frames.
+    path = media.simple(tmp_path / "a.avi", 4.0, picture=_noisy, codec="mpeg4")
+    with pytest.raises(decode.ClipError, match="truncated: .* of 4.0 s of pictures"):
+        _read(_cut(path, 0.5))
+
+
+def test_one_picture_beside_sound_is_no_video(tmp_path):
+    clip = media.simple(tmp_path / "a.mkv", 2.0)
+    cover = media.simple(tmp_path / "cover.mkv", 0.04)
+    path = media.mux(tmp_path / "b.mkv", (cover, "video", 0), (clip, "audio", 0))
+    with pytest.raises(decode.ClipError, match="one still picture beside 2"):
+        _read(path)
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+def test_pictures_that_a_broadcast_lacks_are_lost(tmp_path, suffix):
+    more = {"codec": "libx264", "options": {"g": "1"}}  # each can be decoded alone
+    whole = media.simple(tmp_path / f"a{suffix}", 4.0, **more)
+
+    def outside(packet):
+        at = float(packet.pts * packet.time_base) % 10
+        return packet.stream.type == "audio" or not 1.5 < (at - first) < 3.0
+
+    with av.open(str(whole)) as file:
+        first = min(float(p.pts * p.time_base) for p in file.demux(video=0) if p.size)
+    parts = [(whole, kind, FLAGS.default) for kind in ("video", "audio")]
+    path = media.mux(tmp_path / f"b{suffix}", *parts, change=outside)
+    if suffix == ".ts":
+        with pytest.raises(decode.ClipError, match=r"3\d of 100 pictures are lost"):
+            _read(path)
+    else:  # A recording of a screen has a picture where something moves.
+        frames, _, _, info = _read(path)
+        assert len(frames) == 100
+        assert info.notes == ["no new picture from 1.48 to 3.00 s"]
 
 
 def _boxes(content: bytes) -> list[tuple[bytes, bytes]]:
@@ -547,6 +581,16 @@ def test_channels_that_cancel_out_are_heard(tmp_path, layout, gains):
     np.testing.assert_allclose(samples, gains[loudest] * mono, atol=1e-3)
     note = f"the channels cancel out: number {loudest + 1} is taken alone"
     assert info.notes == [note]
+
+
+def test_channels_that_cancel_out_for_a_second_are_heard(tmp_path):
+    click = media.click(4.0, 0.5) + media.click(4.0, 3.5)
+    channels = np.stack([click, click])
+    channels[1, len(click) // 2 :] *= -1
+    more = {"sound": channels, "layout": "stereo", "sound_codec": "pcm_s16le"}
+    _, samples, _, info = _read(media.simple(tmp_path / "a.mkv", 4.0, **more))
+    assert np.abs(samples[-16000:]).max() > 0.5
+    assert info.notes == ["the channels cancel out: number 1 is taken alone"]
 
 
 @pytest.mark.parametrize("gains", [(1, 0), (1, -0.3), (0, 0)])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests import small
-from tqa_jax import assemble, grid, main, schema, sweep  # noqa: F401
+from tqa_jax import assemble, cli, config_files, grid, main, schema, sweep  # noqa: F401
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = r"python -m (?:tqa_jax|extract|experiments)[.\w]*"
@@ -98,7 +98,8 @@ def test_the_text_has_the_commands_that_a_person_finds_in_it():
 def test_settings_of_a_documented_run_fit(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *arguments = shlex.split(command)
-    config, _ = main.parse(arguments)
+    overrides, others = config_files.split(arguments)
+    config, _ = main.read(cli.parse(main.Options, others), overrides)
     runs = [config]
     if program == "tqa_jax.sweep":
         runs = [members[0].config for members, _ in grid.groups(grid.plan(config))]
@@ -135,6 +136,7 @@ def test_a_documented_command_is_accepted(command, monkeypatch, capsys):
     for name in ("parse_args", "parse_known_args"):
         method = getattr(argparse.ArgumentParser, name)
         monkeypatch.setattr(argparse.ArgumentParser, name, outermost(method))
+    monkeypatch.setattr(cli, "parse", outermost(cli.parse))
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.chdir(ROOT)
     try:

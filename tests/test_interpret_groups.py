@@ -51,7 +51,7 @@ def modality(backend, width, version="1"):
         ),
         (
             *("syncnet", 4, "1"),
-            dict.fromkeys(("lse_d", "lse_c", "offset_frames", "validity"), 1),
+            dict.fromkeys(("lse_d", "confidence", "offset_frames", "validity"), 1),
         ),
     ],
 )

@@ -76,9 +76,9 @@ def test_main_command_trains_and_says_where_its_files_are(data, tmp_path):
             "--config.train.epochs is 'many'; expected int",
         ),
         (["--config.data.path=/nowhere"], "/nowhere is no data set"),
-        (["runs/x"], "unexpected argument 'runs/x'"),
+        (["runs/x"], "Unrecognized options: runs/x"),
         (["--workdir="], "expected a path; got an empty one"),
-        (["--confg=x"], "Unknown command line flag 'confg'"),
+        (["--confg=x"], "Unrecognized options: --confg=x; Perhaps you meant: --config"),
         (
             ["--config=configs/none.py"],
             "no configuration configs/none.py; expected a .py",

@@ -15,6 +15,7 @@ import pytest
 from tests import browser as browsers
 from tests import media, small
 from tqa_jax import schema, train
+from tqa_jax.report import __main__ as command
 from tqa_jax.report import charts, errors, projection, record
 from tqa_jax.report import page as page_lib
 
@@ -429,7 +430,7 @@ def test_folder_without_a_run_or_unfinished_is_one_clear_line(tmp_path, capsys):
         (write_run(tmp_path / "run"), "not finished; the command that started it"),
     ):
         (folder / "results.json").unlink(missing_ok=True)
-        assert page_lib.main([f"--workdir={folder}"]) == 2
+        assert command.main([f"--workdir={folder}"]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
         assert message in error
@@ -553,17 +554,17 @@ def test_interpretation_shows_its_numbers_and_attention(tmp_path):
 
 def test_interpretation_that_is_absent_or_stale_is_a_line_with_the_command(tmp_path):
     folder = write_run(tmp_path / "a run")
-    command = f"python -m experiments.interpret --workdir='{folder}'"
-    assert command not in Page(page_lib.build(folder)).text
+    line = f"python -m experiments.interpret --workdir='{folder}'"
+    assert line not in Page(page_lib.build(folder)).text
     with (folder / "predictions.csv").open("a") as file:
         file.write("more,a,test,,,,,,\n")
     page = Page(page_lib.build(folder))
     assert "interpretation" not in page.charts
     assert "interpretation.json is of other predictions" in page.text
-    assert command in page.text
+    assert line in page.text
     (folder / "interpretation.json").unlink()
     page = Page(page_lib.build(folder))
-    assert "Not measured yet" in page.text and command in page.text
+    assert "Not measured yet" in page.text and line in page.text
 
 
 def test_worst_clips_carry_a_frame_and_a_name_is_no_path(tmp_path):
@@ -700,22 +701,22 @@ def test_missing_libraries_are_said(tmp_path, monkeypatch, capsys):
     assert "t-SNE is left out: scikit-learn is not installed." in page.text
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "jinja2", None)
-        assert page_lib.main([f"--workdir={folder}"]) == 2
+        assert command.main([f"--workdir={folder}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "of the extra report: pip install -e '.[report]'" in line
 
 
 def test_command_writes_one_file_where_it_is_told(tmp_path, capsys):
     folder = write_run(tmp_path / "run")
-    assert page_lib.main([f"--workdir={folder}"]) == 0
+    assert command.main([f"--workdir={folder}"]) == 0
     assert str(folder / "report.html") in capsys.readouterr().out
     before = (folder / "report.html").read_bytes()
     assert before.startswith(b"<!DOCTYPE html>") and b"\n<html lang" in before
-    assert page_lib.main([f"--workdir={folder}", f"--out={tmp_path / 'a.html'}"]) == 0
+    assert command.main([f"--workdir={folder}", f"--out={tmp_path / 'a.html'}"]) == 0
     assert (tmp_path / "a.html").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))
     for out in (tmp_path, tmp_path / "nowhere" / "a.html"):
-        assert page_lib.main([f"--workdir={folder}", f"--out={out}"]) == 2
+        assert command.main([f"--workdir={folder}", f"--out={out}"]) == 2
         assert "cannot be written" in capsys.readouterr().err
 
 
@@ -724,7 +725,7 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path):
     audit = json.loads((folder / "audit.json").read_text())
     audit["name"] = "half \ud800"
     (folder / "audit.json").write_text(json.dumps(audit))
-    assert page_lib.main([f"--workdir={folder}"]) == 0
+    assert command.main([f"--workdir={folder}"]) == 0
     assert "half ?" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -786,7 +787,7 @@ def test_browser_draws_every_chart_at_any_width(browser, finished, tmp_path, kin
         charts = CHARTS | {"agreement": 24, "confidence": 13, "map": 2}
         charts["interpretation"] = 12 + 4
     page = tmp_path / "report.html"
-    assert page_lib.main([f"--workdir={folder}", f"--out={page}"]) == 0
+    assert command.main([f"--workdir={folder}", f"--out={page}"]) == 0
     for width in (360, 1200):
         browser.size(width=width)
         browser.open(page.as_uri())
@@ -804,7 +805,7 @@ def test_browser_draws_every_chart_at_any_width(browser, finished, tmp_path, kin
 @pytest.mark.slow
 def test_printed_page_is_black_on_white_and_cuts_no_figure(browser, finished, tmp_path):
     page = tmp_path / "report.html"
-    assert page_lib.main([f"--workdir={finished}", f"--out={page}"]) == 0
+    assert command.main([f"--workdir={finished}", f"--out={page}"]) == 0
     browser.size(width=700, dark=True)
     browser.open(page.as_uri())
     dark = {"name": "prefers-color-scheme", "value": "dark"}

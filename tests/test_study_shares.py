@@ -1,6 +1,5 @@
 """Shares of the labels are nested, by source, and train for as many steps."""
 
-import argparse
 import dataclasses
 
 import numpy as np
@@ -30,9 +29,8 @@ def test_shares_are_nested_and_as_small_as_can_be():
 
 @pytest.mark.parametrize("text", ["", "0,10", "10,5", "10,10", "10,x", "110"])
 def test_other_shares_are_refused(text):
-    given = argparse.Namespace(shares=text or " ", quick=False, usual_shares=("1", "2"))
     with pytest.raises(schema.InputError, match="--shares="):
-        shares.parse(given)
+        shares.parse(text)
 
 
 def test_few_labelled_clips_are_repeated_and_other_splits_stay(tmp_path):

@@ -1,8 +1,8 @@
 """Groups are found where they are, and differ when they were made to."""
 
-import argparse
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ THQA = r"(?P<face>\d+)_voice_(?P<language>[a-z]+)_\d+_(?P<generator>\w+)"
 
 
 def given(**options):
-    return argparse.Namespace(**({"groups": None, "pattern": None} | options))
+    return types.SimpleNamespace(**({"groups": None, "pattern": None} | options))
 
 
 def make(number=60, *, shift=None, seed=0):

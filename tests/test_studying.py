@@ -32,7 +32,7 @@ def options(data):
         draws=3,
         quick=False,
         base=base,
-        more=None,
+        given=None,
     )
 
 
@@ -163,10 +163,7 @@ def test_bad_options_are_one_line_and_exit_status_2(arguments, said, tmp_path, c
     if not arguments[0].startswith("--data"):
         small.write(tmp_path / "data")
         given.append(f"--data={tmp_path / 'data'}")
-    status = command.run(
-        "none", lambda options: None, doc="x", arguments=given, draws=3
-    )
-    assert status == 2
+    assert command.run(lambda options: None, arguments=given) == 2
     found = capsys.readouterr().err.splitlines()
     assert len(found) == 1 and found[0].startswith("error: ") and said in found[0]
     assert not (tmp_path / "out").exists()

@@ -283,7 +283,7 @@ def test_equal_input_gives_equal_bytes_and_other_clips_another_study(tmp_path, c
     read = []
     for k in range(2):
         out = tmp_path / f"out{k}"
-        assert make.run(subjective.options(out=out, seed=5, **common)) == 0
+        make.run(subjective.options(out=out, seed=5, **common))
         read.append(
             {
                 path.relative_to(out): path.read_bytes()

@@ -306,6 +306,10 @@ def check(config: ml_collections.ConfigDict, described: schema.Schema) -> None:
     tasks = described.task_names
     _check_known("optim.task_factors", "task", config.optim.task_factors, tasks)
     _check_known("train.select_weights", "task", config.train.select_weights, tasks)
+    values = config.weighting.get("fixed", {}).get("values", {})  # Not `.values`.
+    _check_known("weighting.fixed.values", "task", values, tasks)
+    excluded = set(config.consistency.exclude) - {"overall"}  # as the default says
+    _check_known("consistency.exclude", "task", sorted(excluded), tasks)
     if config.train.batch_size % config.train.accumulation:
         raise schema.InputError(
             f"train.accumulation {config.train.accumulation} does not divide "

@@ -59,7 +59,7 @@ def examine(
         split, `modalities` (by name and split; shares are 0 to 1),
         `sync_offset_frames` of the training split, and `flags`, one line each.
     """
-    features = feature_audit.Features(info.schema.widths)
+    features = feature_audit.Features(info.schema)
     labels: dict[str, list[np.ndarray]] = {}
     sources: dict[str, set[str]] = {}
     for split, clip in clips:

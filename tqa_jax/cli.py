@@ -1,12 +1,14 @@
-"""What every command of the project does at its start and at its end.
+"""The command line of every command: options, one-line errors, exit statuses.
 
-A command's `main` is `return cli.run(lambda: ...)`: what a user can mend becomes one
-line and an exit status, and all else keeps its traceback. Imports at the top of a
-command that need an optional library stand under `with cli.imports():`.
+A command is a frozen dataclass `Options`, a function of it, and a `main` that returns
+`cli.main(_run, Options, arguments)`: a field is an option, its docstring is the help,
+and the docstring of the module stands above. Imports at the top of a command that need
+an optional library stand under `with cli.imports():`.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import logging
@@ -16,8 +18,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
 
 from tqdm import contrib
 
@@ -36,6 +39,16 @@ EXTRAS = {
 }
 """Optional libraries and the extra of `pyproject.toml` that installs them."""
 
+_T = TypeVar("_T")
+Positional = Annotated[_T, "Positional"]
+"""Type of an argument that has no flag."""
+Repeated = Annotated[_T, "UseAppendAction"]
+"""Type of an option that may be given again; any other tuple takes several values."""
+
+
+class Count(int):
+    """Type of an option that is a whole number, at least 1."""
+
 
 class Stopped(RuntimeError):
     """Work ended before its time; what was done is saved and the message says why."""
@@ -43,6 +56,185 @@ class Stopped(RuntimeError):
 
 class PathError(schema.InputError, argparse.ArgumentTypeError):
     """A path that cannot be used; `argparse` shows its message, too."""
+
+
+def main(
+    work: Callable[[_T], int | None],
+    options: type[_T],
+    arguments: Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+    doc: str | None = None,
+    stopped: str = "stopped",
+) -> int:
+    """Reads the options of a command and runs it.
+
+    Args:
+        work: what the command does; see `run`.
+        options: dataclass of its options; see `parse`.
+        arguments: of the command line, without the program's name; default those of
+            the process.
+        name: what follows `python -m`; default the module of `work`.
+        doc: what `--help` says first; default the docstring of that module.
+        stopped: what is said after Ctrl-C.
+
+    Returns:
+        The exit status; see `run`.
+    """
+    module = sys.modules[work.__module__]
+    if name is None and module.__spec__ is not None:
+        name = module.__spec__.name.removesuffix(".__main__")
+    doc = doc or module.__doc__ or ""
+    return run(
+        lambda: work(parse(options, arguments, name=name or "", doc=doc)),
+        stopped=stopped,
+    )
+
+
+def parse(
+    options: type[_T],
+    arguments: Sequence[str] | None = None,
+    *,
+    name: str = "",
+    doc: str = "",
+) -> _T:
+    """Reads options from a command line; `--help` ends the process.
+
+    Args:
+        options: dataclass with a field for each option. A `pathlib.Path` is checked by
+            `path`. Metadata of a field are arguments of `tyro.conf.arg`.
+        arguments: see `main`.
+        name: see `main`.
+        doc: see `main`.
+
+    Raises:
+        InputError: for an option that is missing, unknown or wrong.
+    """
+    import docstring_parser
+    import tyro
+
+    def hint(default: str) -> str:
+        return "" if default in ("", "''", "False", "None") else f"(default: {default})"
+
+    hints = typing.get_type_hints(options, include_extras=True)
+    helps = {}
+    for base in options.__mro__[-2::-1]:  # Without `object`.
+        for one in docstring_parser.parse_from_object(base).params:
+            helps[one.arg_name] = " ".join((one.description or "").split())
+    annotations = {}
+    for field in dataclasses.fields(options):
+        kind = hints[field.name]
+        markers = [getattr(tyro.conf, x) for x in getattr(kind, "__metadata__", ())]
+        own = {"help": helps.get(field.name)} | dict(field.metadata)
+        settings = tyro.conf.arg(help_behavior_hint=hint, **own)
+        annotations[field.name] = Annotated[(kind, settings, *markers)]
+    annotated = type(options.__name__, (options,), {"__annotations__": annotations})
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_reader)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    shows_help = bool({"-h", "--help"} & set(arguments))
+    if shows_help:
+        print(doc.strip() + "\n")
+    errors = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(errors))
+        if not shows_help:
+            stack.enter_context(_wide_terminal())
+        try:
+            given = tyro.cli(
+                annotated,
+                prog=f"python -m {name}",
+                description="",
+                args=arguments,
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=registry,
+            )
+        except SystemExit as error:
+            if not error.code:
+                raise
+            raise schema.InputError(_sentence(errors.getvalue())) from error
+    return options(**vars(given))
+
+
+def _reader(info: Any) -> Any:
+    """Says to tyro how a value is read of which our rules are stricter than its own."""
+    from tyro import conf, constructors
+
+    kind, nargs = info.type, 1
+    if type(None) in typing.get_args(kind):  # Not given; nobody writes `None`.
+        (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
+    if typing.get_args(kind)[1:] == (...,) and conf.UseAppendAction not in info.markers:
+        kind, nargs = typing.get_args(kind)[0], "*"
+    readers = {
+        pathlib.Path: ("PATH", path),
+        Count: ("N", _count),
+        int: ("N", lambda text: _number(int, text, "a whole number")),
+        float: ("X", lambda text: _number(float, text, "a number")),
+        str: ("TEXT", str),
+    }
+    if kind not in readers:
+        return None
+    metavar, read = readers[kind]
+    several = nargs == "*"
+
+    def value(texts: list[str]) -> Any:
+        if not texts:
+            raise ValueError("is empty; expected one or more")
+        return tuple(map(read, texts)) if several else read(texts[0])
+
+    return constructors.PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=f"{metavar} [{metavar} ...]" if several else metavar,
+        instance_from_str=value,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [*map(str, value if several else [value])],
+    )
+
+
+def _number(kind: type, text: str, expected: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"is {text!r}; expected {expected}") from error
+
+
+def _count(text: str) -> int:
+    value = _number(int, text, "a whole number")
+    if value < 1:
+        raise ValueError(f"is {value}; expected at least 1")
+    return value
+
+
+@contextlib.contextmanager
+def _wide_terminal() -> Iterator[None]:
+    """Keeps tyro from breaking lines, and long names within them."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _sentence(box: str) -> str:
+    """Makes one line of the box in which tyro says what is wrong."""
+    parts = [""]
+    for line in box.splitlines()[1:-1]:
+        line = line[2:-2].rstrip()
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        if not line.strip("\N{BOX DRAWINGS LIGHT HORIZONTAL}-"):
+            parts.append("")
+        elif not line.startswith(8 * " "):  # Else it is the help of an option.
+            parts[-1] += f" {line.strip()}"
+    text = "; ".join(part.strip().rstrip(".") for part in parts if part)
+    text = re.sub("^Missing from .*?:", "missing", text)
+    text = re.sub("^Error parsing (.*?): is ", r"\1 is ", text)
+    text = text.removeprefix("Error parsing ")
+    return f"{text}; see --help"
 
 
 def run(work: Callable[[], int | None], *, stopped: str = "stopped") -> int:

@@ -1,11 +1,11 @@
 """A finished run as one file that scores clips: `python -m tqa_jax.export`.
 
-The one thing to know: `npz` is for `scorer.py`, which needs NumPy only and always
-computes in float32; `stablehlo` is the compiled-from network itself, for a server that
-has JAX or another runtime of StableHLO.
+`npz` is for `scorer.py`, which needs NumPy only and always computes in float32;
+`stablehlo` is the compiled-from network itself, for a server that has JAX or another
+runtime of StableHLO. Exit status: 0 when the file was written, 2 when it was not.
 """
 
-import argparse
+import dataclasses
 import hashlib
 import importlib.metadata
 import io
@@ -16,7 +16,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -214,52 +214,35 @@ def random_clips(
     return drawn
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    workdir: pathlib.Path
+    """Folder of the finished run."""
+    out: pathlib.Path
+    """File to write; replaced if there."""
+    dtype: Literal[DTYPES] = "float32"
+    """How npz stores weights; float16 and bfloat16 take half the bytes."""
+    format: Literal[FORMATS] = "npz"
+    """npz for scorer.py; stablehlo for jax.export, with a .json that describes it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
-
-    Args:
-        arguments: of the command line, without the program's name; default those of
-            the process.
-    """
-    parser = cli.parser(
-        prog="python -m tqa_jax.export",
-        description="Writes a finished run as one file that scores clips.",
-        epilog="Exit status: 0 when the file was written, 2 when it was not.",
-    )
-    path = {"type": cli.path, "required": True}
-    parser.add_argument("--workdir", help="folder of the finished run", **path)
-    parser.add_argument("--out", help="file to write; replaced if there", **path)
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="how npz stores weights; float16 and bfloat16 take half the bytes "
-        "(default: float32)",
-    )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="npz",
-        help="npz for scorer.py; stablehlo for jax.export, with a .json that describes "
-        "it (default: npz)",
-    )
-    options = parser.parse_args(arguments)
-
-    def work() -> None:
-        if options.format == "stablehlo" and options.dtype != "float32":
-            raise schema.InputError(
-                "--format=stablehlo stores float32; --dtype is for npz"
-            )
-        found = trained.load(options.workdir)
-        write = _write_npz if options.format == "npz" else _write_stablehlo
-        print(write(found, options.out, options))
-
-    return cli.run(work)
+    """Runs the command; returns its exit status."""
+    return cli.main(_run, Options, arguments)
 
 
-def _write_npz(
-    found: trained.Trained, out: pathlib.Path, options: argparse.Namespace
-) -> str:
+def _run(options: Options) -> None:
+    if options.format == "stablehlo" and options.dtype != "float32":
+        raise schema.InputError("--format=stablehlo stores float32; --dtype is for npz")
+    found = trained.load(options.workdir)
+    write = _write_npz if options.format == "npz" else _write_stablehlo
+    print(write(found, options))
+
+
+def _write_npz(found: trained.Trained, options: Options) -> str:
+    out = options.out
     reference = _reference(options.workdir)
     names = dict.fromkeys(name.split("/")[0] for name in reference)
     description = describe(found, dtype=options.dtype, reference=list(names))
@@ -288,9 +271,8 @@ def _write_npz(
     return said
 
 
-def _write_stablehlo(
-    found: trained.Trained, out: pathlib.Path, options: argparse.Namespace
-) -> str:
+def _write_stablehlo(found: trained.Trained, options: Options) -> str:
+    out = options.out
     data = stablehlo(found)
     output.write(out, data)
     described = describe(found) | {

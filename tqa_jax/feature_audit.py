@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from tqa_jax import records
+from tqa_jax import records, schema
 
 _MOSTLY = 0.5
 _EDGE_ROWS = 5  # 0.2 s: how far first and last measured row may be from the others'
 _PADDED = 0.1  # share of clips with a tail of zeros from which it is no accident
 _CONSTANT = 1e-6  # relative range of a feature without information
-_SYNC, _CONFIDENCE, _OFFSET, _VALID = "sync", 1, 2, 3  # modality and its columns
+_SYNC = ("offset_frames", "confidence", "validity")  # features of a modality
 _OFFSET_FRAMES = 2.0
 _CHANCE = 0.01  # of an offset that is flagged though the clips scatter around zero
 
@@ -27,13 +27,18 @@ _CHANCE = 0.01  # of an offset that is flagged though the clips scatter around z
 class Features:
     """Statistics of every modality of every split, gathered clip by clip."""
 
-    def __init__(self, widths: Mapping[str, int]) -> None:
+    def __init__(self, of: schema.Schema) -> None:
         """Starts with no clips.
 
         Args:
-            widths: features a frame of each modality.
+            of: the data set's.
         """
-        self._widths = widths
+        self._widths = widths = of.widths
+        self._sync = {
+            modality.name: [modality.features.index(name) for name in _SYNC]
+            for modality in of.modalities
+            if set(_SYNC) <= set(modality.features)
+        }
         self._measured: dict[str, dict[str, _Measured]] = {n: {} for n in widths}
         self._offsets: list[tuple[float, float]] = []  # of training clips, see below
         self._duplicates = _Duplicates()
@@ -46,7 +51,8 @@ class Features:
         self._compare_edges(split, clip)
         self._duplicates.add(split, clip)
         if split == "train":
-            self._offsets += _sync_offset(clip)
+            for name, columns in self._sync.items():
+                self._offsets += _sync_offset(clip, name, columns)
 
     def modalities(self) -> dict[str, dict[str, Any]]:
         """Returns statistics by modality and split; shares are 0 to 1."""
@@ -186,17 +192,17 @@ class _Duplicates:
         return True
 
 
-def _sync_offset(clip: records.Clip) -> list[tuple[float, float]]:
+def _sync_offset(
+    clip: records.Clip, name: str, columns: Sequence[int]
+) -> list[tuple[float, float]]:
     """Returns a clip's offset in frames and its confidence, or nothing."""
-    if _SYNC not in clip.features or clip.features[_SYNC].shape[-1] <= _VALID:
+    rows = clip.features[name][clip.frame_mask[name]][:, columns]
+    offset, confidence, valid = rows[np.isfinite(rows).all(axis=-1)].T
+    good = (valid >= 0.5) & (confidence > 0)
+    if not good.any():
         return []
-    rows = clip.features[_SYNC][clip.frame_mask[_SYNC]]
-    rows = rows[np.isfinite(rows).all(axis=-1)]
-    rows = rows[(rows[:, _VALID] >= 0.5) & (rows[:, _CONFIDENCE] > 0)]
-    if not len(rows):
-        return []
-    confidence = rows[:, _CONFIDENCE]
-    return [(_weighted_median(rows[:, _OFFSET], confidence), float(confidence.mean()))]
+    offset, confidence = offset[good], confidence[good]
+    return [(_weighted_median(offset, confidence), float(confidence.mean()))]
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:

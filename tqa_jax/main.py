@@ -11,18 +11,20 @@ start the same command in each with --distributed under Slurm, Open MPI, on TPU 
 GKE, else with --coordinator, --num_processes and --process_id.
 """
 
+import dataclasses
+import functools
 import logging
 import pathlib
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tqa_jax import cli
 
 with cli.imports():
     import ml_collections
-    from absl import flags
 
     from tqa_jax import (
         assemble,
@@ -35,99 +37,76 @@ with cli.imports():
     )
 
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, "Config: a .py file, or the name of one in configs/."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; made if missing. (default: runs/CONFIG)"
-)
-_PROCESSES = processes.flags()
-_FLAGS = (_CONFIG, _WORKDIR, *_PROCESSES)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(processes.Job):
+    """The command line beside the settings of the config."""
+
+    config: str | None = None
+    """Config: a .py file, or the name of one in configs/."""
+    workdir: pathlib.Path | None = None
+    """Folder of the run; made if missing (default: runs/CONFIG)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the job; returns its exit status, see `cli.run`."""
-    return command(_run, __doc__, arguments)
+    return command(_run, arguments)
 
 
 def command(
-    work: Callable[[ml_collections.ConfigDict, pathlib.Path], int | None],
-    doc: str,
+    work: Callable[[ml_collections.ConfigDict, pathlib.Path, processes.Job], Any],
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Runs a command that takes a config and a folder.
 
     Args:
-        work: given the config, overrides in it, and the folder; returns a status.
-        doc: what `--help` says.
+        work: given the config, overrides in it, the folder and who else works on it;
+            returns a status.
         arguments: of the command line; default those of the process.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-help", "-h", "--helpfull"} & set(given):
-        print(doc, _options(), sep="\n")
-        return 0
+    overrides, others = config_files.split(
+        sys.argv[1:] if arguments is None else arguments
+    )
 
-    def start() -> int | None:
-        config, workdir = parse(given)
+    @functools.wraps(work)
+    def start(options: Options) -> int | None:
+        config, workdir = read(options, overrides)
         cli.prepare_jax()
-        return work(config, workdir)
+        return work(config, workdir, options)
 
-    return cli.run(start, stopped="stopped; the same command continues")
+    doc = (
+        f"{sys.modules[work.__module__].__doc__}\n"
+        "--config.KEY=VALUE gives a key of the config another value; keys, their\n"
+        f"defaults and what they mean: {config_files.FOLDER / 'default.py'}\n"
+        + textwrap.fill(f"Configs: {', '.join(config_files.available())}", 88)
+    )
+    stopped = "stopped; the same command continues"
+    return cli.main(start, Options, others, doc=doc, stopped=stopped)
 
 
-def parse(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
-    """Reads a command line: the config, overrides in it, and the folder of the run.
+def read(
+    options: Options, overrides: Sequence[str]
+) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """Returns the config, with overrides in it, and the folder of the run.
 
     Raises:
-        InputError: for a wrong option, config or override.
+        InputError: for a wrong config or override.
     """
-    overrides, others = config_files.split(arguments)
-    for flag in _FLAGS:
-        flags.FLAGS[flag.name].unparse()  # Of an earlier call.
-    try:
-        rest = flags.FLAGS(["", *others])[1:]
-    except flags.Error as error:
-        raise schema.InputError(f"{error}; see --help") from error
-    if rest:
-        raise schema.InputError(f"unexpected argument {rest[0]!r}; see --help")
-    if _CONFIG.value is None:
+    if options.config is None:
         raise schema.InputError(
             "--config is missing; expected a .py file, or one of "
             f"{', '.join(config_files.available())}"
         )
-    config = config_files.load(_CONFIG.value, overrides)
-    workdir = _WORKDIR.value
-    if workdir is None:
-        workdir = f"runs/{config_files.find(_CONFIG.value).stem}"
-    return config, cli.path(workdir)
+    config = config_files.load(options.config, overrides)
+    name = config_files.find(options.config).stem
+    return config, options.workdir or pathlib.Path("runs", name)
 
 
-def _options() -> str:
-    """What `--help` says of the options."""
-    helps = {flag.name: flags.FLAGS[flag.name].help for flag in _FLAGS}
-    helps["config.KEY=VALUE"] = (
-        "Another value for a key of the config; keys, their defaults and what they "
-        f"mean: {config_files.FOLDER / 'default.py'}"
-    )
-    lines = [f"--{name}: {text}" for name, text in helps.items()]
-    lines.append(f"Configs: {', '.join(config_files.available())}")
-    return "\n".join(
-        textwrap.fill(
-            line,
-            88,
-            initial_indent="  ",
-            subsequent_indent=6 * " ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in lines
-    )
-
-
-def _run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int | None:
+def _run(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, job: processes.Job
+) -> int | None:
     if "base" in config:
         raise schema.InputError("this config is of a sweep: python -m tqa_jax.sweep")
-    given = {name: flag.value for name, flag in _PROCESSES._asdict().items()}
+    given = job.given()
     cli.log(logging.WARNING if any(given.values()) else logging.INFO)
     try:
         with display.stage("starting"):

@@ -11,6 +11,7 @@ scikit-learn's `PCA`.
 
 import dataclasses
 import io
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,8 +21,7 @@ from jaxtyping import Float
 
 from tqa_jax import output, schema
 
-PCA_WIDTHS = {"visual": 100, "audio": 200, "keypoints": 50}
-"""Usual widths after PCA; a modality that is not named keeps its width."""
+_logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 50_000
 # In standard deviations. Of fewer than a million rows none can be further from their
@@ -108,14 +108,13 @@ def fit(
         components from all rows.
 
     Raises:
-        InputError: for a modality without a measured row, or an unknown name in
-            `pca`.
+        InputError: for a modality without a measured row.
     """
-    unknown = sorted(set(pca) - set(widths) - set(PCA_WIDTHS))
-    if unknown:
-        raise schema.InputError(
-            f"preprocess.pca names unknown modality {unknown[0]!r}; "
-            f"available: {', '.join(widths)}"
+    if unknown := sorted(set(pca) - set(widths)):
+        _logger.warning(
+            "preprocess.pca names %s, which is not among the modalities %s",
+            ", ".join(unknown),
+            ", ".join(widths),
         )
     samples = {name: _Sample(width) for name, width in widths.items()}
     for clip in clips():

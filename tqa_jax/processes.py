@@ -1,12 +1,12 @@
 """Several processes of one job: how they start, agree, and which of them writes.
 
-The one thing to know: the processes of a training run do the same things in the same
-order, since each collective waits for all of them. Only the first touches the run's
-folder; what it reads or decides there reaches the others by `from_writer`. The runs of
-a sweep need no other process: they take a `share` and never meet.
+The processes of a training run do the same things in the same order, since each
+collective waits for all of them. Only the first touches the run's folder; what it reads
+or decides there reaches the others by `from_writer`. The runs of a sweep need no other
+process: they take a `share` and never meet.
 """
 
-import functools
+import dataclasses
 import os
 import sys
 import threading
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 from jax.experimental import multihost_utils
 
 from tqa_jax import schema
@@ -34,40 +33,25 @@ _LAUNCHERS = (
 )
 
 
-class Flags(NamedTuple):
-    """Command-line flags of a job of several processes; see `flags`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Options of a job of several processes: what `start` and `share` take."""
 
-    distributed: Any
-    coordinator: Any
-    num_processes: Any
-    process_id: Any
+    distributed: bool = False
+    """One process of several, which the launcher describes: Slurm, Open MPI; not for a
+    sweep: TPU pods, GKE."""
+    coordinator: str | None = None
+    """Without --distributed: HOST:PORT at which process 0 can be reached; not for a
+    sweep, whose processes need not meet."""
+    num_processes: int | None = None
+    """With --coordinator, or alone for a sweep: how many processes there are."""
+    process_id: int | None = None
+    """With --num_processes: which of them this is, from 0."""
 
-
-@functools.cache
-def flags() -> Flags:
-    """Defines the flags that `start` and `share` take, once."""
-    return Flags(
-        absl_flags.DEFINE_bool(
-            "distributed",
-            False,
-            "One process of several, which the launcher describes: Slurm, Open MPI; "
-            "not for a sweep: TPU pods, GKE.",
-        ),
-        absl_flags.DEFINE_string(
-            "coordinator",
-            None,
-            "Without --distributed: HOST:PORT at which process 0 can be reached; "
-            "not for a sweep, whose processes need not meet.",
-        ),
-        absl_flags.DEFINE_integer(
-            "num_processes",
-            None,
-            "With --coordinator, or alone for a sweep: how many processes there are.",
-        ),
-        absl_flags.DEFINE_integer(
-            "process_id", None, "With --num_processes: which of them this is, from 0."
-        ),
-    )
+    def given(self) -> dict[str, Any]:
+        """These options by name, without those of a class that extends this one."""
+        names = [field.name for field in dataclasses.fields(Job)]
+        return {name: getattr(self, name) for name in names}
 
 
 def start(

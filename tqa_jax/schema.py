@@ -44,6 +44,9 @@ class Modality:
         version: version of the backend; features of different versions don't mix.
         checksum: SHA-256 of the backend's weights, empty when it has none.
         description: one line for people.
+        features: their names, `width` of them; empty where they have none. Columns
+            called `offset_frames`, `confidence` and `validity` are audited for sound
+            that is late.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Modality:
     version: str = ""
     checksum: str = ""
     description: str = ""
+    features: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +141,13 @@ class Schema:
         try:
             return cls(
                 modalities=tuple(
-                    Modality(**{**item, "width": int(item["width"])})
+                    Modality(
+                        **{
+                            **item,
+                            "width": int(item["width"]),
+                            "features": tuple(item.get("features", ())),
+                        }
+                    )
                     for item in value["modalities"]
                 ),
                 tasks=tuple(

@@ -19,7 +19,7 @@ import tqdm
 from tqa_jax import cli, extraction, output, schema, score_page, scorer
 
 _FAR = 1.5  # Distance to training features, in units of what 99 % of them are below.
-_FACELESS = 0.1  # Share of rows without a face from which a person should know.
+_MISSING = 0.1  # Share of rows without a modality from which a person should know.
 _WINDOW_SECONDS = 2.0  # Of the timeline.
 _GAP_SECONDS = 1.0  # Without anything measured, of which a person should know.
 _SHOWN_WARNINGS = 4
@@ -343,14 +343,10 @@ def _warnings(
     gaps = [f"{a:.1f} to {b:.1f} s" for a, b in gaps if b - a >= _GAP_SECONDS]
     if gaps:
         found.append(f"nothing was measured from {', '.join(gaps)}: not scored")
-    for name in ("keypoints", "visual"):
-        if name in masks:
-            share = 1 - masks[name].mean()
-            if share > _FACELESS:
-                found.append(f"no face in {100 * share:.0f} % of the frames")
-            break
-    if "audio" in masks and not masks["audio"].any():
-        found.append("no sound")
+    for name, mask in masks.items():
+        share = 1 - mask.mean()
+        if share > _MISSING:
+            found.append(f"{name} is missing in {100 * share:.0f} % of the rows")
     for name, value in distance.items():
         if value >= _FAR:
             found.append(

@@ -64,19 +64,18 @@ _FILES = ("audit.json", "preprocess.npz")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the sweep; returns its exit status, 1 if a run failed; see `cli.run`."""
-    return main_command.command(_command, __doc__, arguments)
+    return main_command.command(_command, arguments)
 
 
-def _command(sweep: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+def _command(
+    sweep: ml_collections.ConfigDict, workdir: pathlib.Path, job: processes.Job
+) -> int:
     if "base" not in sweep:
         raise schema.InputError("this config is of one run: python -m tqa_jax.main")
     fleet.device_for_each_core()
     # One line for each of many runs would bury the sweep's own.
     logging.getLogger(trial.__name__).setLevel(logging.WARNING)
-    share = processes.share(
-        **{name: flag.value for name, flag in processes.flags()._asdict().items()}
-    )
-    found = run(sweep, workdir=workdir, share=share)
+    found = run(sweep, workdir=workdir, share=processes.share(**job.given()))
     if found.table:
         print(comparison.to_markdown(found.table))
         print(workdir / "sweep.csv", workdir / "runs.csv", sep="\n")

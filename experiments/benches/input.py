@@ -172,7 +172,7 @@ def _transforms(info: schema.DatasetInfo) -> dict[str, preprocess.Transform]:
     rng = np.random.default_rng(0)
     found = {}
     for name, width in info.schema.widths.items():
-        target = preprocess.PCA_WIDTHS.get(name, width)
+        target = _sizes.WIDTHS.get(name, width)
         found[name] = preprocess.Transform(
             *(np.full(width, value, "f4") for value in (0, -np.inf, np.inf, 0.1, 2)),
             rng.normal(size=(width, target if target < width else 0)).astype("f4"),

@@ -1,14 +1,15 @@
 """The command line of a study: `python -m experiments.NAME --data=... --out=...`.
 
-The one thing to know: a study that was stopped continues when the same command is given
-again, since its runs are kept under `--out`.
+A study that was stopped continues when the same command is given again, since its runs
+are kept under `--out`.
 """
 
-import argparse
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -18,9 +19,30 @@ from tqa_jax import main as main_command
 _QUICK_CLIPS = 24
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """The command line of a study; one with more options extends it."""
+
+    usual_draws: ClassVar[int] = 4
+
+    data: pathlib.Path | None = None
+    """Data set folder (default: the demo set)."""
+    seeds: cli.Count | None = None
+    """Runs of each case (default: 5; quick: 2)."""
+    out: pathlib.Path
+    """Folder for the results."""
+    quick: bool = False
+    """A tiny version, to see that it works."""
+    config: str = "study"
+    """Base configuration: a .py file, or a name in configs/."""
+    draws: cli.Count | None = None
+    """Settings tried for each case, by validation with two seeds, before others are
+    compared; 1 tunes nothing (default: 4; quick: 2)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a study was asked for.
+    """What a study works with.
 
     Attributes:
         data: data set folder.
@@ -29,7 +51,7 @@ class Options:
         draws: settings that are tried for each case before; 1 takes it as it is.
         quick: a tiny version, to see that it works.
         base: configuration of the runs, with the data set in it.
-        more: of the study's own options.
+        given: the command line.
     """
 
     data: pathlib.Path
@@ -38,7 +60,7 @@ class Options:
     draws: int
     quick: bool
     base: ml_collections.ConfigDict
-    more: argparse.Namespace
+    given: Any
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -47,38 +69,31 @@ class Options:
 
 
 def run(
-    name: str,
     does: Callable[[Options], None],
-    *,
-    doc: str,
+    given: type[Given] = Given,
     arguments: Sequence[str] | None = None,
-    more: Callable[[argparse.ArgumentParser], None] | None = None,
-    draws: int = 4,
 ) -> int:
     """Runs a study as a command.
 
     Args:
-        name: of the study's module.
         does: the study; writes its results into `Options.out`.
-        doc: docstring of the module: what `--help` says.
+        given: its options.
         arguments: of the command line; default those of the process.
-        more: adds options of the study's own.
-        draws: default of `--draws`; 0 for a study that tunes nothing, which has no
-            such option.
 
     Returns:
         The exit status: 0, 2 for bad input, 1 when training failed, 130 when stopped.
     """
-    given = _parse(name, doc, arguments, more, draws)
 
-    def work() -> None:
+    @functools.wraps(does)
+    def work(given: Given) -> None:
         cli.need("matplotlib")
         cli.prepare_jax()
         fleet.device_for_each_core()
         logging.getLogger(trial.__name__).setLevel(logging.WARNING)
         does(_options(given))
 
-    return cli.run(work, stopped="stopped; the same command continues")
+    stopped = "stopped; the same command continues"
+    return cli.main(work, given, arguments, stopped=stopped)
 
 
 def quick(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -95,51 +110,9 @@ def quick(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def _parse(
-    name: str,
-    doc: str,
-    arguments: Sequence[str] | None,
-    more: Callable[[argparse.ArgumentParser], None] | None,
-    draws: int,
-) -> argparse.Namespace:
-    parser = cli.parser(
-        prog=f"python -m experiments.{name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--data", type=cli.path, help="data set folder (default: demo)")
-    parser.add_argument("--seeds", type=int, help="runs a case (default: 5; quick: 2)")
-    parser.add_argument("--out", required=True, type=cli.path, help="results")
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny version, to see that it works"
-    )
-    parser.add_argument(
-        "--config",
-        default="study",
-        help="base configuration: a .py file, or a name in configs/ (default: study)",
-    )
-    if draws:
-        parser.add_argument(
-            "--draws",
-            type=int,
-            help=f"settings tried for each case, by validation with two seeds, before "
-            f"others are compared; 1 tunes nothing (default: {draws}; quick: 2)",
-        )
-    parser.set_defaults(usual_draws=draws)
-    if more:
-        more(parser)
-    return parser.parse_args(arguments)
-
-
-def _options(given: argparse.Namespace) -> Options:
-    seeds = given.seeds if given.seeds is not None else (2 if given.quick else 5)
-    draws = 1
-    if given.usual_draws:
-        draws = given.draws
-        if draws is None:
-            draws = 2 if given.quick else given.usual_draws
-    cli.at_least_one(seeds=seeds, draws=draws)
+def _options(given: Given) -> Options:
+    seeds = given.seeds or (2 if given.quick else 5)
+    draws = given.draws or (2 if given.quick else given.usual_draws)
     base = config_files.load(given.config)
     if given.quick:
         base = quick(base)

@@ -5,14 +5,15 @@ is in none. What cannot be a grouping (one group, a group for each clip, or the 
 under another name) is said and left out, but for the source, which is always there.
 """
 
-import argparse
 import collections
 import csv
+import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from tqa_jax import cli, schema
+from experiments.studying import command
+from tqa_jax import schema
 
 SOURCE = "source"
 FLAW = "planted flaw"
@@ -24,22 +25,19 @@ _GENERATOR = ("generator", "method", "model", FLAW)
 Column = Mapping[str, str]  # From clip to group.
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what groups there are."""
-    parser.add_argument(
-        "--groups",
-        type=cli.path,
-        help="CSV with the columns clip and one for each grouping, as fps or language",
-    )
-    parser.add_argument(
-        "--pattern",
-        help="regular expression for the whole clip id, with a named group for each "
-        r"grouping, as '(?P<face>\d+)_voice_(?P<language>\w+)_\d+_(?P<generator>\w+)'",
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(command.Given):
+    """The command line of a study of groups."""
+
+    groups: pathlib.Path | None = None
+    """CSV with the columns clip and one for each grouping, as fps or language."""
+    pattern: str | None = None
+    r"""Regular expression for the whole clip id, with a named group for each grouping,
+    as '(?P<face>\d+)_voice_(?P<language>\w+)_\d+_(?P<generator>\w+)'."""
 
 
 def read(
-    given: argparse.Namespace,
+    given: Given,
     info: schema.DatasetInfo,
     sources: Column,
 ) -> tuple[dict[str, Column], list[str]]:

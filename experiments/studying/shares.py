@@ -5,7 +5,6 @@ The one thing to know: shares are nested, a source that has labels at 10 % has t
 for as many steps. Validation and test clips are the same at every share.
 """
 
-import argparse
 import dataclasses
 import itertools
 import pathlib
@@ -19,22 +18,12 @@ from experiments.studying import derived, figures, results
 from tqa_jax import records, schema
 
 
-def add(parser: argparse.ArgumentParser, default: str, quick: str) -> None:
-    """Adds `--shares` to a command line."""
-    parser.add_argument(
-        "--shares",
-        help=f"per cent of the labels (default: {default}; quick: {quick})",
-    )
-    parser.set_defaults(usual_shares=(default, quick))
-
-
-def parse(given: argparse.Namespace) -> tuple[int, ...]:
+def parse(text: str) -> tuple[int, ...]:
     """Reads `--shares`: rising whole numbers.
 
     Raises:
         InputError: for anything else.
     """
-    text = given.shares or given.usual_shares[given.quick]
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise schema.InputError(
             f"--shares={text}; expected per cent of the labels, as 10,25,50,100"

@@ -1,56 +1,43 @@
 """Studies with human raters: `python -m experiments.subjective COMMAND`.
 
-The one thing to know: `make` writes a folder with a page, raters open it and send back
-the CSV that it gives them, and `analyse` says what these are worth. `plan` tells before
-how many raters it takes, and `simulate` whether the analysis finds a known truth.
+`make` writes a folder with a page out of clips, raters open it and send back the CSV
+that it gives them, and `analyse` says what these are worth. `plan` tells before how
+many raters it takes, and `simulate` whether the analysis finds a known truth.
 """
 
-import argparse
+import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from tqa_jax import cli
 
-_COMMANDS = {
-    "make": ("make", "make the page of a study out of clips"),
-    "analyse": ("analysis", "analyse the answers of the raters"),
-    "simulate": ("simulation", "simulate raters and see if the analysis is right"),
-    "plan": ("planning", "how many raters and pairs a study needs"),
+# By command, the module that has its `Options` and `run`.
+_MODULES = {
+    "make": "make",
+    "analyse": "analysis",
+    "simulate": "simulation",
+    "plan": "planning",
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line up to the command."""
 
-    Args:
-        arguments: of the command line, without the program's name; default those of
-            the process.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = cli.parser(
-        prog="python -m experiments.subjective",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", parser_class=cli.parser
-    )
-    for name, (file, text) in _COMMANDS.items():
-        if arguments[:1] != [name]:
-            commands.add_parser(name, help=text)
-            continue
-        module = importlib.import_module(f"experiments.subjective.{file}")
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
-    return cli.run(lambda: options.run(options))
+    command: cli.Positional[Literal[tuple(_MODULES)]]
+    """COMMAND --help says more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    command, *others = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    if command not in _MODULES:
+        return cli.main(lambda options: None, Options, arguments)
+    module = importlib.import_module(f"experiments.subjective.{_MODULES[command]}")
+    name = f"experiments.subjective {command}"
+    return cli.main(module.run, module.Options, others[:-1], name=name)
 
 
 if __name__ == "__main__":

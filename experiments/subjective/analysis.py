@@ -13,7 +13,7 @@ make no labels: Bradley-Terry scores say how the clips of one study differ, not 
 they are on a scale.
 """
 
-import argparse
+import dataclasses
 import datetime
 import json
 import pathlib
@@ -24,32 +24,22 @@ from experiments.subjective import findings, model_agreement, ratings, summary
 from tqa_jax import cli, output, run_folder, schema
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    parser.add_argument(
-        "--ratings",
-        nargs="+",
-        required=True,
-        type=cli.path,
-        metavar="PATH",
-        help="CSV files of answers, folders of them, or what `simulate` made",
-    )
-    parser.add_argument(
-        "--out", type=cli.path, required=True, help="folder for the results"
-    )
-    parser.add_argument(
-        "--scores",
-        nargs="+",
-        default=[],
-        type=cli.path,
-        metavar="CSV",
-        help="scores of models, with columns clip and task, as python -m tqa_jax.score "
-        "prints them, or predictions.csv of a run; several are compared with the first",
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    ratings: tuple[pathlib.Path, ...]
+    """CSV files of answers, folders of them, or what `simulate` made."""
+    out: pathlib.Path
+    """Folder for the results."""
+    scores: tuple[pathlib.Path, ...] = ()
+    """CSV files with scores of models, with columns clip and task, as
+    python -m tqa_jax.score prints them, or predictions.csv of a run; several are
+    compared with the first."""
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the command and returns its exit status.
+def run(options: Options) -> None:
+    """Runs the command.
 
     Raises:
         schema.InputError: a file cannot be used.
@@ -69,7 +59,6 @@ def run(options: argparse.Namespace) -> int:
     print(page)
     print(f"written to {options.out}")
     print(write_labels(options.out / "labels.csv", found, answers))
-    return 0
 
 
 def write_labels(

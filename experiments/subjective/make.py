@@ -3,9 +3,9 @@ r"""Makes a study with human raters: a page that shows pairs of clips and asks.
     python -m experiments.subjective make --clips=my_clips --pairs=pairs.csv --out=study
     python -m experiments.subjective make --clips=my_clips --list=clips.csv --out=study
 
-The one thing to know: the folder is the whole study. It needs no server: raters open
-`index.html` from a disk or any web host, with their own address from `raters.csv`, and
-send back the CSV that the page gives them. Nothing leaves their browser otherwise.
+The folder is the whole study. It needs no server: raters open `index.html` from a disk
+or any web host, with their own address from `raters.csv`, and send back the CSV that
+the page gives them. Nothing leaves their browser otherwise.
 
 Pairs come from a table `item_id,video_a,video_b`, optionally with `kind` (training,
 practice, trial or control), `condition_a`, `condition_b`, `source` and `feedback`,
@@ -17,7 +17,7 @@ conditions.
 Equal input and seed give equal files.
 """
 
-import argparse
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -28,83 +28,52 @@ from typing import Any
 
 from experiments.subjective import design, material, page
 from experiments.subjective import questions as questions_lib
-from tqa_jax import cli, output, schema
-
-_DEFAULT_TITLE = "Which talking face is better?"
+from tqa_jax import output, schema
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
 
-    def add(name: str, text: str, **more: Any) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    path = {"type": cli.path}
-    number = {"type": int, "metavar": "N"}
-    add("clips", "folder of the clips", required=True, metavar="DIR", **path)
-    add("out", "folder to make", required=True, metavar="DIR", **path)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pairs", help="table of pairs", metavar="CSV", **path)
-    source.add_argument("--list", help="table of clips", metavar="CSV", **path)
-    add(
-        "partners",
-        "with --list: with how many others of its source a clip is compared, an even "
-        "number (default: %(default)s)",
-        default=4,
-        **number,
-    )
-    add(
-        "raters",
-        "most raters that may take part (default: %(default)s)",
-        default=30,
-        **number,
-    )
-    add(
-        "trials",
-        "pairs that a rater compares; with fewer than there are, raters see different "
-        "ones (default: all)",
-        **number,
-    )
-    add(
-        "repeats",
-        "pairs that a rater sees again with sides swapped (default: one for every ten "
-        "trials)",
-        **number,
-    )
-    add(
-        "controls",
-        "pairs of one clip with itself that a rater sees (default: %(default)s)",
-        default=1,
-        **number,
-    )
-    add(
-        "tasks",
-        "what is rated from 1 to 5: names of the default tasks, or a CSV "
-        "task,title,question,anchor_1,anchor_3,anchor_5; empty for preferences only "
-        "(default: %(default)s)",
-        default=",".join(question.task for question in questions_lib.DEFAULTS),
-        metavar="NAMES",
-    )
-    add("optional", "tasks that may be left out", default="", metavar="NAMES")
-    add("title", "of the page (default: %(default)s)", default=_DEFAULT_TITLE)
-    add(
-        "instructions",
-        "plain text that raters read and agree to, paragraphs between empty lines "
-        "(default: a short text in English)",
-        metavar="FILE",
-        **path,
-    )
-    add(
-        "break_every",
-        "trials between two breaks, 0 for none (default: %(default)s)",
-        default=15,
-        **number,
-    )
-    add("seed", "of the design (default: %(default)s)", default=0, **number)
+    clips: pathlib.Path
+    """Folder of the clips."""
+    out: pathlib.Path
+    """Folder to make."""
+    pairs: pathlib.Path | None = None
+    """CSV with a table of pairs; this or --list is given."""
+    list: pathlib.Path | None = None
+    """CSV with a table of clips."""
+    partners: int = 4
+    """With --list: with how many others of its source a clip is compared, an even
+    number."""
+    raters: int = 30
+    """Most raters that may take part."""
+    trials: int | None = None
+    """Pairs that a rater compares; with fewer than there are, raters see different ones
+    (default: all)."""
+    repeats: int | None = None
+    """Pairs that a rater sees again with sides swapped (default: one for every ten
+    trials)."""
+    controls: int = 1
+    """Pairs of one clip with itself that a rater sees."""
+    tasks: str = ",".join(question.task for question in questions_lib.DEFAULTS)
+    """What is rated from 1 to 5: names of the default tasks, or a CSV
+    task,title,question,anchor_1,anchor_3,anchor_5; empty for preferences only."""
+    optional: str = ""
+    """Tasks that may be left out, with commas between."""
+    title: str = "Which talking face is better?"
+    """Title of the page."""
+    instructions: pathlib.Path | None = None
+    """Plain text that raters read and agree to, paragraphs between empty lines
+    (default: a short text in English)."""
+    break_every: int = 15
+    """Trials between two breaks, 0 for none."""
+    seed: int = 0
+    """Seed of the design."""
 
 
-def run(options: argparse.Namespace) -> int:
-    """Makes the folder; returns the exit status."""
+def run(options: Options) -> None:
+    """Makes the folder."""
     plan = make_plan(options)
     write(plan, options.clips, options.out)
     trials = [pair for pair in plan["pairs"] if pair["kind"] == "trial"]
@@ -130,10 +99,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"each pair is seen by {min(seen.values())} to {max(seen.values())} raters")
     print(f"page: {options.out / 'index.html'}")
     print(f"addresses for the raters: {options.out / 'raters.csv'}")
-    return 0
 
 
-def make_plan(options: argparse.Namespace) -> dict[str, Any]:
+def make_plan(options: Options) -> dict[str, Any]:
     """Makes the plan of a study: all that the page and the analysis need to know.
 
     Args:
@@ -146,6 +114,8 @@ def make_plan(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: when a table, a clip or an option cannot be used.
     """
+    if (options.pairs is None) == (options.list is None):
+        raise schema.InputError("give either --pairs or --list; see --help")
     questions = questions_lib.choose(options.tasks, options.optional)
     if options.pairs is not None:
         pairs = material.pairs(options.pairs, options.clips)
@@ -239,9 +209,7 @@ def write(plan: Mapping[str, Any], clips: pathlib.Path, out: pathlib.Path) -> No
     output.write(out / "index.html", page.render(plan))
 
 
-def _check(
-    options: argparse.Namespace, *, count: int, shown: int, repeats: int
-) -> None:
+def _check(options: Options, *, count: int, shown: int, repeats: int) -> None:
     """Refuses numbers that no design has."""
     limits = {
         "raters": (options.raters, 1, 9999),

@@ -3,14 +3,14 @@ r"""Says how many raters a paired comparison of two conditions needs.
     python -m experiments.subjective plan --effect=0.3 --comparisons=5
     python -m experiments.subjective plan --preference=0.6 --ties=0.2
 
-The one thing to know: with several comparisons the level of each is divided by their
+With several comparisons the level of each is divided by their
 number (Bonferroni), since 15 or 24 raters are rarely enough then (Brunnstrom and
 Barkowsky 2018); Holm's correction, which the analysis uses, never needs more. Raters
 are the sample: numbers are for the clips of the study, and more trials of a rater
 cannot make up for raters who differ.
 """
 
-import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -22,49 +22,40 @@ from experiments.subjective import summary
 from tqa_jax import schema
 
 _MOST = 100_000  # raters
-_TRIALS = (5, 10, 20, 40)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    for name, text in (
-        ("effect", "difference of mean opinion scores to find, points"),
-        ("preference", "share of decided answers that prefer A to find, such as 0.6"),
-    ):
-        parser.add_argument(f"--{name}", type=float, help=text)
-    for name, default, text in (
-        ("sd_between", 0.3, "sd over raters of their own A minus B, points"),
-        ("sd_within", 0.8, "sd of a rater's ratings of one clip, points"),
-        ("correlation", 0.0, "of a rater's noise in the two ratings of a pair"),
-        ("ties", 0.2, "share of answers that prefer neither"),
-        ("alike", 0.05, "correlation of a rater's preferences for A over trials"),
-        ("power", 0.8, "chance of finding it"),
-        ("alpha", 0.05, "chance of finding something where nothing is"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=float,
-            default=default,
-            help=f"{text} (default: {default})",
-        )
-    parser.add_argument(
-        "--comparisons",
-        type=int,
-        default=1,
-        help="tests that are corrected for, such as tasks (default: 1)",
-    )
-    parser.add_argument(
-        "--trials",
-        type=int,
-        nargs="+",
-        default=list(_TRIALS),
-        help="pairs that a rater compares (default: 5 10 20 40)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    effect: float | None = None
+    """Difference of mean opinion scores to find, points."""
+    preference: float | None = None
+    """Share of decided answers that prefer A to find, such as 0.6."""
+    sd_between: float = 0.3
+    """Standard deviation over raters of their own A minus B, points."""
+    sd_within: float = 0.8
+    """Standard deviation of a rater's ratings of one clip, points."""
+    correlation: float = 0.0
+    """Correlation of a rater's noise in the two ratings of a pair."""
+    ties: float = 0.2
+    """Share of answers that prefer neither."""
+    alike: float = 0.05
+    """Correlation of a rater's preferences for A over trials."""
+    power: float = 0.8
+    """Chance of finding it."""
+    alpha: float = 0.05
+    """Chance of finding something where nothing is."""
+    comparisons: int = 1
+    """Tests that are corrected for, such as tasks."""
+    trials: tuple[int, ...] = (5, 10, 20, 40)
+    """Pairs that a rater compares."""
+    json: bool = False
+    """Print JSON, not a table."""
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the command and returns its exit status.
+def run(options: Options) -> None:
+    """Runs the command.
 
     Raises:
         schema.InputError: a number makes no sense.
@@ -97,7 +88,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
         print(_page(options, found))
-    return 0
 
 
 def rating_sd(
@@ -220,7 +210,7 @@ def _needed(
     return {f"{name}_raters": raters, f"{name}_power": reached}
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: Options) -> None:
     if options.effect is None and options.preference is None:
         raise schema.InputError("give --effect, --preference or both")
     if options.effect == 0 or options.preference == 0.5:
@@ -249,7 +239,7 @@ def _check(options: argparse.Namespace) -> None:
             raise schema.InputError(f"--trials is {trials}; expected 1 to 10000")
 
 
-def _page(options: argparse.Namespace, found: dict[str, Any]) -> str:
+def _page(options: Options, found: dict[str, Any]) -> str:
     head, names = ["pairs a rater"], []
     for name, given in (
         ("ratings", options.effect),

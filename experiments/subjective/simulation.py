@@ -8,7 +8,6 @@ go through the analysis, and `recovery.md` says how often its 95 % intervals hel
 truth and which careless raters its rules named.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -25,48 +24,27 @@ _COLUMNS = ("timestamp", "study", "rater_id", "item_id", "trial_index", "kind")
 _SIDES = ("left", "right")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    default = truth.Settings()
-    helps = {
-        "raters": "raters, careless ones included",
-        "clips": "clips",
-        "trials": "pairs that a rater compares",
-        "careless": "raters who answer at random",
-        "bias": "standard deviation of raters' biases, points",
-        "inconsistency": "median standard deviation of a rater's noise, points",
-        "side_bias": "bias to the left, log odds",
-        "tie": "logarithm of the weight of a tie",
-        "slope": "log odds that a point of quality is worth",
-    }
-    for name, text in helps.items():
-        value = getattr(default, name)
-        parser.add_argument(
-            f"--{name}",
-            type=type(value),
-            default=value,
-            help=f"{text} (default: {value})",
-        )
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
-    parser.add_argument(
-        "--repeats", type=int, default=20, help="repetitions (default: 20)"
-    )
-    parser.add_argument(
-        "--out", type=cli.path, required=True, help="folder for the results"
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(truth.Settings):
+    """The command line."""
+
+    seed: int = 0
+    """Seed of all draws."""
+    repeats: cli.Count = 20
+    """Repetitions, each with other clips and raters."""
+    out: pathlib.Path
+    """Folder for the results."""
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the command and returns its exit status.
+def run(options: Options) -> None:
+    """Runs the command.
 
     Raises:
         schema.InputError: a number makes no study, or --out cannot be written.
     """
     names = [field.name for field in dataclasses.fields(truth.Settings)]
-    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    settings = truth.Settings(**given)
+    settings = truth.Settings(**{name: getattr(options, name) for name in names})
     settings.check()
-    cli.at_least_one(repeats=options.repeats)
     if options.seed < 0:
         raise schema.InputError(f"--seed is {options.seed}; expected 0 or more")
     write(options.out, settings, options.seed)
@@ -77,7 +55,6 @@ def run(options: argparse.Namespace) -> int:
     output.write(options.out / "recovery.md", page)
     print(page)
     print(f"written to {options.out}")
-    return 0
 
 
 def write(out: pathlib.Path, settings: truth.Settings, seed: int) -> None:

@@ -23,31 +23,28 @@ _EXTRA = 2  # controls and repeats of each rater
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A study to simulate.
-
-    Attributes:
-        raters: careless ones included.
-        clips: their qualities are uniform from 2 to 4.
-        trials: pairs that a rater compares, drawn from all pairs.
-        careless: raters who answer at random.
-        bias: standard deviation of raters' biases, in points.
-        inconsistency: median standard deviation of a rater's noise, in points.
-        side_bias: bias to the left, in log odds.
-        tie: logarithm of the weight of a tie.
-        slope: log odds that a point of quality of the last task is worth.
-        tasks: what is rated.
-    """
+    """A study to simulate."""
 
     raters: int = 30
+    """Raters, careless ones included."""
     clips: int = 20
+    """Clips; their qualities are uniform from 2 to 4."""
     trials: int = 20
+    """Pairs that a rater compares, drawn from all pairs."""
     careless: int = 3
+    """Raters who answer at random."""
     bias: float = 0.3
+    """Standard deviation of raters' biases, points."""
     inconsistency: float = 0.6
+    """Median standard deviation of a rater's noise, points."""
     side_bias: float = 0.2
+    """Bias to the left, log odds."""
     tie: float = -0.5
+    """Logarithm of the weight of a tie."""
     slope: float = 1.5
+    """Log odds that a point of quality of the last task is worth."""
     tasks: tuple[str, ...] = ("lip_sync", "overall")
+    """What is rated."""
 
     def check(self) -> None:
         """Refuses what cannot be simulated."""

@@ -127,16 +127,18 @@ def _dataset(
     extended = out.with_name(out.name + ".csv")
     output.write(extended, output.table([*scores.header, *absent], rows))
     tables.convert(
-        extended,
-        out,
-        clip=_CLIP,
-        source=r"(\d+)_",
-        tasks={task: _SCORE if task == RATED else task for task in TASKS},
-        score_range=(LOW, HIGH),
-        modalities={"summary": _SUMMARY},
-        frame_modalities={"visual": _QUALITY},
-        frames=folder / FRAMES,
-        name="thqa",
+        tables.Options(
+            table=extended,
+            frames=folder / FRAMES,
+            out=out,
+            name="thqa",
+            clip=_CLIP,
+            source=r"(\d+)_",
+            task=tuple(f"{t}={_SCORE if t == RATED else t}" for t in TASKS),
+            score_range=f"{LOW},{HIGH}",
+            modality=(f"summary={_SUMMARY}",),
+            frame_modality=(f"visual={_QUALITY}",),
+        )
     )
     return schema.load(out)
 

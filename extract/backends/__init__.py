@@ -422,6 +422,13 @@ def describe(options: Options) -> tuple[schema.Modality, ...]:
         schema.Modality(
             name=name,
             width=sum(part.width for part in joined),
+            features=tuple(
+                feature
+                for part in joined
+                for feature in part.features or ("",) * part.width
+            )
+            if any(part.features for part in joined)
+            else (),
             **{
                 field: separator.join(getattr(part, field) for part in joined)
                 for field, separator in (
@@ -454,6 +461,7 @@ def part(setting: Setting) -> schema.Modality:
         version=module.VERSION + low,
         checksum=checksum,
         description=description,
+        features=() if hasattr(module, "width") else tuple(module.FEATURES),
     )
 
 

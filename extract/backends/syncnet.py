@@ -19,7 +19,7 @@ DESCRIPTION = (
     "SyncNet over about 2 s around the row: LSE-D, LSE-C, lag in frames "
     "(positive: audio late) and 1 where there was anything to compare"
 )
-FEATURES = ("lse_d", "lse_c", "offset_frames", "validity")
+FEATURES = ("lse_d", "confidence", "offset_frames", "validity")  # LSE-D, LSE-C
 """Names of the features, in the order of the last axis."""
 # Its authors publish it on their own site; copies on the hub have no clear licence.
 SOURCE = weights.Source(

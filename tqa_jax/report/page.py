@@ -1,19 +1,17 @@
-"""One page about a finished run: `python -m tqa_jax.report --workdir=RUN`.
+"""One page about a finished run: an HTML file without scripts that loads nothing.
 
-The one thing to know: the page is one HTML file without scripts that loads nothing; its
-policy forbids it to. Names and settings come from files and are escaped.
+The page's policy forbids it to. Names and settings come from files and are escaped.
 """
 
 import json
 import math
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tqa_jax import cli, output
 from tqa_jax.report import (
     charts,
     errors,
@@ -196,44 +194,3 @@ def _command(environment: Mapping[str, Any]) -> str:
     if not isinstance(command, list):
         return ""
     return "python " + shlex.join(str(part) for part in command)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
-
-    Args:
-        arguments: of the command line, without the program's name; default those of
-            the process.
-
-    Returns:
-        0 when the page was written, 2 when it was not.
-    """
-    parser = cli.parser(
-        prog="python -m tqa_jax.report",
-        description=(
-            "Writes one HTML file about a finished run: results with intervals, "
-            "curves, errors, data audit, model card and settings. It loads nothing, "
-            "holds no script and can be printed."
-        ),
-        epilog="Exit status: 0 when the page was written, 2 when it was not.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--workdir", required=True, type=cli.path, help="folder of the run"
-    )
-    parser.add_argument(
-        "--out", type=cli.path, help="file to write (default: WORKDIR/report.html)"
-    )
-    parser.add_argument(
-        "--clips",
-        type=cli.path,
-        help="folder of the videos, for pictures of the worst clips (default: none)",
-    )
-    options = parser.parse_args(arguments)
-    out = options.out or options.workdir / "report.html"
-
-    def work() -> None:
-        output.write(out, build(options.workdir, clips=options.clips))
-        print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
-
-    return cli.run(work)
