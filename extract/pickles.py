@@ -103,16 +103,14 @@ def convert(options: Options) -> list[str]:
     notes += _mark_missing(path, samples, of.tasks, ranges)
     if any(sample.source == sample.clip for sample in samples):
         notes.append("the file has no clip ids: every clip is taken as its own source")
-    samples = _split(path, samples, options.folds, options.fold)
+    samples = _split(options, samples)
     counts = importing.write(
-        options.out,
+        options,
         (
             s._replace(features=older.features(s, geometry, standardised))
             for s in samples
         ),
-        name=options.name,
-        of=of,
-        dtype=options.dtype,
+        of,
         kind="imported",
         tool="extract.pickles",
         file=path.name,
@@ -121,9 +119,6 @@ def convert(options: Options) -> list[str]:
         time_axis=older.TIME_AXIS,
         padding=f"{'equal rows at the end' if standardised else 'rows of zeros'} "
         "masked; the length was not stored",
-        splits="as in the file"
-        if options.folds is None
-        else f"fold {options.fold} of {options.folds} by source",
         notes=notes,
     )
     return [
@@ -183,26 +178,26 @@ def _mark_missing(
 
 
 def _split(
-    path, samples: Sequence[importing.Sample], num_folds: int | None, fold: int
+    options: Options, samples: Sequence[importing.Sample]
 ) -> list[importing.Sample]:
     """Returns samples in splits that share no source."""
-    if num_folds is not None:
+    if options.folds is not None:
         if any(sample.source == sample.clip for sample in samples):
             raise schema.InputError(
-                f"{path} has no clip ids, so that splits by source cannot be drawn; "
-                "leave out --folds"
+                f"{options.pickle} has no clip ids, so that splits by source cannot be "
+                "drawn; leave out --folds"
             )
         clips = collections.Counter(sample.source for sample in samples)
-        drawn = folds.draw(clips, folds=num_folds, fold=fold)
+        drawn = folds.draw(clips, folds=options.folds, fold=options.fold)
         return [sample._replace(split=drawn[sample.source]) for sample in samples]
-    sources: dict[str, set[str]] = {sample.split: set() for sample in samples}
+    sources = collections.defaultdict(list)
     for sample in samples:
-        sources[sample.split].add(sample.source)
+        sources[sample.split].append(sample.source)
     try:
         schema.check_splits(sources)
     except schema.InputError as error:
         raise schema.InputError(
-            f"{path}: {error}: --folds=5 draws splits by source"
+            f"{options.pickle}: {error}: --folds=5 draws splits by source"
         ) from error
     return samples
 

@@ -147,11 +147,9 @@ def convert(options: Options) -> str:
         return importing.Sample(clip_id, sources[clip_id], split, features, labels)
 
     return importing.write(
-        options.out,
+        options,
         map(sample, lines),
-        name=options.name,
-        of=of,
-        dtype=options.dtype,
+        of,
         kind="ratings",
         tool="extract.tables",
         tables={
@@ -160,7 +158,6 @@ def convert(options: Options) -> str:
             if path is not None
         },
         source=options.source,
-        splits=f"fold {options.fold} of {options.folds} by source",
         time_axis="none: rows in the order of the table; fps is nominal",
         repeated_on_every_row=[] if frames is None else list(modalities),
     )

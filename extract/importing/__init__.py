@@ -5,7 +5,6 @@ NaN where nothing was measured, and scores by task; `write` makes a data set of 
 """
 
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,43 +34,34 @@ class Sample(NamedTuple):
 
 
 def write(
-    out: str | pathlib.Path,
+    options: Any,
     samples: Iterable[Sample],
-    *,
-    name: str,
     of: schema.Schema,
-    kind: str,
-    tool: str,
-    dtype: str,
     **provenance: Any,
 ) -> str:
     """Writes a data set.
 
     Args:
-        out: folder to make.
+        options: of the command: `out`, `name`, `dtype`, `folds` and `fold`.
         samples: clips in the order to store.
-        name: of the data set.
-        of: its modalities and tasks.
-        kind: where the labels are from.
-        tool: the command that imports.
-        dtype: how features are stored.
-        **provenance: what else to know of it.
+        of: modalities and tasks.
+        **provenance: where the data are from.
 
     Returns:
         How many clips each split has.
     """
+    splits = f"fold {options.fold} of {options.folds} by source"
     info = records.write_dataset(
-        out,
+        options.out,
         ((sample.split, _clip(sample, of)) for sample in samples),
-        name=name,
+        name=options.name,
         schema=of,
         provenance={
-            "kind": kind,
-            "tool": tool,
-            "version": tqa_jax.__version__,
             **provenance,
+            "version": tqa_jax.__version__,
+            "splits": "as in the file" if options.folds is None else splits,
         },
-        dtype=dtype,
+        dtype=options.dtype,
     )
     return ", ".join(f"{split.clips} {name}" for name, split in info.splits.items())
 

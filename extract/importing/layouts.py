@@ -154,7 +154,7 @@ def _sample(item: Any, where: str, split: str, default: str | None) -> importing
     labels = {
         key.removesuffix("_score"): _number(given[key], where, key) for key in given
     }
-    for key in given if len(labels) < len(given) else ():
+    for key in given:
         if f"{key}_score" in given:
             raise schema.InputError(
                 f"{where} has the labels {key!r} and '{key}_score', which would be one "

@@ -86,37 +86,36 @@ def measured(
     return mask
 
 
+def has_rows(sample: importing.Sample, standardised: bool) -> bool:
+    """Whether any row was measured; `syncnet` has none of its own."""
+    streams = (rows for key, rows in sample.features.items() if key != "syncnet")
+    return any(measured(rows, standardised).any() for rows in streams)
+
+
 def features(
     sample: importing.Sample, geometry: bool, standardised: bool
 ) -> dict[str, np.ndarray]:
     """Returns a sample's features by our names, without padding.
 
     Args:
-        sample: as in the file.
+        sample: one that `has_rows`, as in the file.
         geometry: as given to `modalities`.
         standardised: whether the file is.
 
     Returns:
         Rows up to the last that was measured, NaN in those that were not.
     """
-    streams = {}
+    found = {}
     for key, rows in sample.features.items():
         if key != "syncnet":
             mask = measured(rows, standardised)
             rows = np.where(mask[:, None], rows, np.nan)
-            streams[key] = rows[: np.max(np.flatnonzero(mask) + 1, initial=0)]
-    count = max(map(len, streams.values()))
-    if geometry and "au" in streams:
-        streams["au"], _ = distances.undo_scaling(streams["au"])
+            if key == "au" and geometry:
+                rows, _ = distances.undo_scaling(rows)
+            found[MODALITIES[key][0]] = rows[
+                : np.max(np.flatnonzero(mask) + 1, initial=0)
+            ]
     if "syncnet" in sample.features:
-        streams["syncnet"] = np.tile(sample.features["syncnet"], (count, 1))
-    return {MODALITIES[key][0]: rows for key, rows in streams.items()}
-
-
-def has_rows(sample: importing.Sample, standardised: bool) -> bool:
-    """Whether any row was measured; `syncnet` has none of its own."""
-    return any(
-        measured(rows, standardised).any()
-        for key, rows in sample.features.items()
-        if key != "syncnet"
-    )
+        count = max(map(len, found.values()))
+        found["sync"] = np.tile(sample.features["syncnet"], (count, 1))
+    return found
