@@ -98,14 +98,13 @@ def test_a_file_without_any_score_is_refused(folder, cell):
 
 def test_what_stands_for_an_empty_cell_is_said(folder):
     text = "clip,split,overall,humour\na.mp4,train,NA,1\nb,train,2,\n"
-    assert [i.labels for i in _read(folder, text, empty="NA").items] == [
-        {"humour": 1.0},
-        {"overall": 2.0},
-    ]
-    with pytest.raises(schema.InputError, match="'NA'; .* empty cell .--empty=NA"):
-        _read(folder, text)
-    with pytest.raises(schema.InputError, match="overall is 'NA'"):
-        _read(folder, text, empty="n/a")
+    items = _read(folder, text, empty="NA").items
+    assert [i.labels for i in items] == [{"humour": 1.0}, {"overall": 2.0}]
+    for empty, message in {
+        "": "'NA'; .* empty cell .--empty=NA", "n/a": "overall is 'NA'"
+    }.items():  # fmt: skip
+        with pytest.raises(schema.InputError, match=message):
+            _read(folder, text, empty=empty)
 
 
 def test_problems_without_end_are_cut(folder):
