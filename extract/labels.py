@@ -68,6 +68,8 @@ def read(
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
+    if not os.path.exists(path):
+        raise schema.InputError(f"no labels file at {path}")
     expected = "; expected the header clip,source,split,<task>,..."
     below = "" if low <= -1 <= high else r"|-1(\.0*)?"
     table = csv_file.read(

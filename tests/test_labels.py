@@ -138,9 +138,7 @@ def test_an_unusable_file_says_why(folder, text, message):
 
 
 def test_a_missing_file_or_folder_says_so(folder):
-    with pytest.raises(
-        schema.InputError, match="none.csv cannot be read: No such file"
-    ):
+    with pytest.raises(schema.InputError, match="no labels file at .*none.csv"):
         labels.read(folder / "none.csv", folder)
     with pytest.raises(schema.InputError, match="no folder of clips"):
         labels.read(folder / "none.csv", folder / "none")
