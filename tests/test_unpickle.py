@@ -267,6 +267,17 @@ def test_text_is_not_turned_into_bytes_again_and_again(tmp_path):
         unpickle.read(_write(tmp_path / "a.pkl", data))
 
 
+@pytest.mark.parametrize(
+    "column, message", [(NEW, "overall_score is no array"), (ARRAY, "no list of text")]
+)
+def test_an_array_that_the_file_does_not_fill_is_no_array(tmp_path, column, message):
+    rows = pickle.dumps(np.zeros((2, 2, 3)), 4)[11:-1]
+    data = _ops(b"}", "train", b"}(", "features", b"}", "au", rows, b"s", "labels")
+    data += _ops(b"}", "overall_score", column, b"s", "video_ids", NEW, b"us.")[2:]
+    with pytest.raises(schema.InputError, match=message):
+        layouts.read(_write(tmp_path / "a.pkl", data))
+
+
 def test_lists_of_lists_cost_nothing_until_they_are_walked(tmp_path):
     data = b"\x80\x04]\x940"
     for level in range(60):  # each holds the one before twice

@@ -101,7 +101,7 @@ def _unstacked(columns: Any, where: str, split: str) -> list[dict[str, Any]]:
     if not features or not labels:
         raise schema.InputError(f"{where} has no features or no labels")
     names = columns.get("video_ids", [None] * len(next(iter(labels.values()))))
-    if isinstance(names, unpickle.Array):
+    if isinstance(names, unpickle.Array) and names.value is not None:
         names = names.value.tolist()
     if type(names) is not list:
         raise schema.InputError(f"{where} has video_ids that are no list of text")
@@ -157,8 +157,8 @@ def _sample(item: Any, where: str, split: str, default: str | None) -> importing
     for key in given:
         if f"{key}_score" in given:
             raise schema.InputError(
-                f"{where} has the labels {key!r} and '{key}_score', which would be one "
-                "task; rename one"
+                f"{where} has the labels {key[:80]!r} and '{key[:80]}_score', which "
+                "would be one task; rename one"
             )
     return importing.Sample(clip, source, _SPLITS[split], features, labels)
 

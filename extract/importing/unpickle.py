@@ -25,7 +25,12 @@ _MAX_DIMENSIONS = 8
 _DAMAGE = (
     pickle.UnpicklingError,
     struct.error,
-    *(ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError),
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
 )
 
 
