@@ -25,7 +25,6 @@ features and means nothing: it is left out. L2 was imputed and standardised with
 statistics of each split, which cannot be undone.
 """
 
-import collections
 import dataclasses
 import math
 import pathlib
@@ -33,7 +32,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from extract import folds, importing
+from extract import importing
 from extract.importing import layouts, older
 from extract.networks import weights
 from tqa_jax import cli, records, schema
@@ -103,14 +102,16 @@ def convert(options: Options) -> list[str]:
     notes += _mark_missing(path, samples, of.tasks, ranges)
     if any(sample.source == sample.clip for sample in samples):
         notes.append("the file has no clip ids: every clip is taken as its own source")
-    samples = _split(options, samples)
+        if options.folds is not None:
+            raise schema.InputError(
+                f"{path} has no clip ids, so that splits by source cannot be drawn; "
+                "leave out --folds"
+            )
     counts = importing.write(
         options,
-        (
-            s._replace(features=older.features(s, geometry, standardised))
-            for s in samples
-        ),
+        samples,
         of,
+        lambda sample: older.features(sample, geometry, standardised),
         kind="imported",
         tool="extract.pickles",
         file=path.name,
@@ -175,31 +176,6 @@ def _mark_missing(
                 f"{task.high:g} keeps them"
             )
     return notes
-
-
-def _split(
-    options: Options, samples: Sequence[importing.Sample]
-) -> list[importing.Sample]:
-    """Returns samples in splits that share no source."""
-    if options.folds is not None:
-        if any(sample.source == sample.clip for sample in samples):
-            raise schema.InputError(
-                f"{options.pickle} has no clip ids, so that splits by source cannot be "
-                "drawn; leave out --folds"
-            )
-        clips = collections.Counter(sample.source for sample in samples)
-        drawn = folds.draw(clips, folds=options.folds, fold=options.fold)
-        return [sample._replace(split=drawn[sample.source]) for sample in samples]
-    sources = collections.defaultdict(list)
-    for sample in samples:
-        sources[sample.split].append(sample.source)
-    try:
-        schema.check_splits(sources)
-    except schema.InputError as error:
-        raise schema.InputError(
-            f"{options.pickle}: {error}: --folds=5 draws splits by source"
-        ) from error
-    return samples
 
 
 def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:

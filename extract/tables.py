@@ -19,7 +19,6 @@ Columns are named by their header: one, several with commas, or `first:last`. A 
 frame has no time, so the set's frame rate says nothing.
 """
 
-import collections
 import dataclasses
 import pathlib
 import re
@@ -30,7 +29,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from extract import csv_file, folds, importing
+from extract import csv_file, importing
 from extract.networks import weights
 from tqa_jax import cli, records, schema
 
@@ -127,10 +126,6 @@ def convert(options: Options) -> str:
         ),
         tuple(schema.Task(n, *score_range) for n in tasks),
     )
-    sources = {clip_id: _source(clip_id, options.source) for clip_id in lines}
-    split_of = folds.draw(
-        collections.Counter(sources.values()), folds=options.folds, fold=options.fold
-    )
 
     def sample(clip_id: str) -> importing.Sample:
         own, frame_rows = lines[clip_id], frame_lines[clip_id]
@@ -143,12 +138,12 @@ def convert(options: Options) -> str:
             task.name: scores.score(own[0], column, task)
             for task, column in zip(of.tasks, scored, strict=True)
         }
-        split = split_of[sources[clip_id]]
-        return importing.Sample(clip_id, sources[clip_id], split, features, labels)
+        source = _source(clip_id, options.source)
+        return importing.Sample(clip_id, source, "train", features, labels)
 
     return importing.write(
         options,
-        map(sample, lines),
+        [sample(clip_id) for clip_id in lines],
         of,
         kind="ratings",
         tool="extract.tables",

@@ -4,13 +4,15 @@ Importers differ in what they read. From there on a clip is rows of numbers by m
 NaN where nothing was measured, and scores by task; `write` makes a data set of them.
 """
 
+import collections
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import tqa_jax
+from extract import folds
 from tqa_jax import records, schema
 
 
@@ -20,7 +22,7 @@ class Sample(NamedTuple):
     Attributes:
         clip: id.
         source: the speaker or source video.
-        split: of `schema.SPLITS`.
+        split: of `schema.SPLITS`; any where splits are drawn.
         features: by modality (T, D), shorter ones end before the longest; NaN, what
             float32 cannot hold, or no entry where nothing was measured.
         labels: scores by task; NaN or no entry for a missing one.
@@ -35,31 +37,50 @@ class Sample(NamedTuple):
 
 def write(
     options: Any,
-    samples: Iterable[Sample],
+    samples: Sequence[Sample],
     of: schema.Schema,
+    features: Callable[[Sample], Mapping[str, np.ndarray]] = lambda s: s.features,
     **provenance: Any,
 ) -> str:
-    """Writes a data set.
+    """Writes a data set, in splits that share no source.
 
     Args:
-        options: of the command: `out`, `name`, `dtype`, `folds` and `fold`.
+        options: of the command: `out`, `name`, `dtype`, `folds` and `fold`; without
+            `folds`, splits are those of the samples.
         samples: clips in the order to store.
         of: modalities and tasks.
+        features: of a sample, when its turn comes.
         **provenance: where the data are from.
 
     Returns:
         How many clips each split has.
+
+    Raises:
+        schema.InputError: a source is in two splits, or is one of too few.
     """
-    splits = f"fold {options.fold} of {options.folds} by source"
+    splits = "as in the file"
+    if options.folds is None:
+        sources = collections.defaultdict(list)
+        for sample in samples:
+            sources[sample.split].append(sample.source)
+        try:
+            schema.check_splits(sources)
+        except schema.InputError as error:
+            raise schema.InputError(f"{error}: --folds=5 draws by source") from error
+    else:
+        splits = f"fold {options.fold} of {options.folds} by source"
+        clips = collections.Counter(sample.source for sample in samples)
+        drawn = folds.draw(clips, folds=options.folds, fold=options.fold)
+        samples = [sample._replace(split=drawn[sample.source]) for sample in samples]
     info = records.write_dataset(
         options.out,
-        ((sample.split, _clip(sample, of)) for sample in samples),
+        ((s.split, _clip(s._replace(features=features(s)), of)) for s in samples),
         name=options.name,
         schema=of,
         provenance={
             **provenance,
             "version": tqa_jax.__version__,
-            "splits": "as in the file" if options.folds is None else splits,
+            "splits": splits,
         },
         dtype=options.dtype,
     )
