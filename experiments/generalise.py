@@ -43,7 +43,7 @@ from experiments.studying import (
     results,
     trials,
 )
-from extract.importing import folds
+from extract import folds
 from tqa_jax import cli, pipeline, records, schema
 
 RANDOM, BY_SOURCE, BY_GROUP = "random", "by source", "by group"

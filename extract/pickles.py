@@ -25,20 +25,16 @@ features and means nothing: it is left out. L2 was imputed and standardised with
 statistics of each split, which cannot be undone.
 """
 
-import collections
 import dataclasses
-import hashlib
 import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Float
-
-import tqa_jax
-from extract.importing import folds, layouts, older
+from extract import importing
+from extract.importing import layouts, older
+from extract.networks import weights
 from tqa_jax import cli, records, schema
 
 _MISSING = -1.0
@@ -71,39 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options) -> None:
-    for line in convert(
-        options.pickle,
-        options.out,
-        ranges=_ranges(options.score_range),
-        num_folds=options.folds,
-        fold=options.fold,
-        dtype=options.dtype,
-        name=options.name,
-    ):
+    for line in convert(options):
         print(line)
 
 
-def convert(
-    path: str | pathlib.Path,
-    out: str | pathlib.Path,
-    *,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
-    num_folds: int | None = None,
-    fold: int = 0,
-    dtype: str = "float32",
-    name: str = "imported",
-) -> list[str]:
+def convert(options: Options) -> list[str]:
     """Writes the data set of a pickle.
-
-    Args:
-        path: the pickle.
-        out: folder to make.
-        ranges: lowest and highest score by task; the key "" is for all other tasks.
-        num_folds: splits are drawn anew by source, into so many folds; None keeps
-            those of the file.
-        fold: the fold to test on.
-        dtype: how features are stored.
-        name: of the data set.
 
     Returns:
         What was done and what to know of it, one line each.
@@ -111,175 +80,107 @@ def convert(
     Raises:
         schema.InputError: the file is none of the three layouts, or is refused.
     """
-    layout, samples = layouts.read(path)
-    standardised = layout == "L2"
-    ranges = ranges or {}
+    path, ranges = options.pickle, _ranges(options.score_range)
+    file = layouts.read(path)
+    standardised = file.layout == "L2"
     notes: list[str] = []
-    tasks = _tasks(path, samples, ranges, standardised)
-    labels = _labels(path, samples, tasks, ranges, notes)
-    widths = older.widths(path, samples)
+    samples = [s for s in file.samples if older.has_rows(s, standardised)]
+    if not samples:
+        raise schema.InputError(f"{path} has no clip with a measured row")
+    if len(samples) < len(file.samples):
+        empty = {s.clip for s in file.samples} - {s.clip for s in samples}
+        notes.append(f"left out, no measured row: {', '.join(sorted(empty))}")
     geometry = not standardised and older.is_geometry(samples)
-    if "au" in widths and not geometry and not standardised:
+    of = schema.Schema(
+        older.modalities(samples, geometry, standardised),
+        _tasks(path, file.ranges, ranges),
+    )
+    if "action_units" in of.widths and not geometry and not standardised:
         notes.append(
             "action units are not rows over their own maximum: kept as they are"
         )
-    measured = [older.has_rows(sample, standardised) for sample in samples]
-    empty = [s.clip for s, there in zip(samples, measured, strict=True) if not there]
-    if len(empty) == len(samples):
-        raise schema.InputError(f"{path} has no clip with a measured row")
-    if empty:
-        notes.append(f"left out, no measured row: {', '.join(empty)}")
-    labels = labels[measured]
-    samples = [s for s, there in zip(samples, measured, strict=True) if there]
-    if any(sample.source is None for sample in samples):
+    notes += _mark_missing(path, samples, of.tasks, ranges)
+    if any(sample.source == sample.clip for sample in samples):
         notes.append("the file has no clip ids: every clip is taken as its own source")
-    splits = _splits(path, samples, num_folds, fold)
-    of = schema.Schema(
-        older.modalities(widths, geometry, standardised), tuple(tasks.values())
+        if options.folds is not None:
+            raise schema.InputError(
+                f"{path} has no clip ids, so that splits by source cannot be drawn; "
+                "leave out --folds"
+            )
+    counts = importing.write(
+        options,
+        samples,
+        of,
+        lambda sample: older.features(sample, geometry, standardised),
+        kind="imported",
+        tool="extract.pickles",
+        file=path.name,
+        sha256=weights.sha256(path),
+        layout=file.layout,
+        time_axis=older.TIME_AXIS,
+        padding=f"{'equal rows at the end' if standardised else 'rows of zeros'} "
+        "masked; the length was not stored",
+        notes=notes,
     )
-    provenance = {
-        "kind": "imported",
-        "tool": "extract.pickles",
-        "version": tqa_jax.__version__,
-        "file": pathlib.Path(path).name,
-        "sha256": _sha256(path),
-        "layout": layout,
-        "time_axis": older.TIME_AXIS,
-        "padding": (
-            "equal rows at the end masked; the length was not stored"
-            if standardised
-            else "rows of zeros masked; the length was not stored"
-        ),
-        "splits": "as in the file"
-        if num_folds is None
-        else f"fold {fold} of {num_folds} by source",
-        "notes": notes,
-    }
-    records.write_dataset(
-        out,
-        (
-            (split, older.clip(sample, row, of, geometry, standardised))
-            for sample, split, row in zip(samples, splits, labels, strict=True)
-        ),
-        name=name,
-        schema=of,
-        provenance=provenance,
-        dtype=dtype,
-    )
-    count = collections.Counter(splits)
-    told = ", ".join(f"{count[split]} {split}" for split in schema.SPLITS)
     return [
         *notes,
-        f"layout {layout}: {len(samples)} clips ({told})",
-        f"data set: {out}",
+        f"layout {file.layout}: {len(samples)} clips ({counts})",
+        f"data set: {options.out}",
     ]
 
 
 def _tasks(
     path,
-    samples: Sequence[layouts.Sample],
+    usual: Mapping[str, tuple[float, float]],
     ranges: Mapping[str, tuple[float, float]],
-    standardised: bool,
-) -> dict[str, schema.Task]:
-    """Returns the task of each label, in the usual order."""
+) -> tuple[schema.Task, ...]:
+    """Returns the tasks of the file, in the usual order."""
     known = {task.name: task.description for task in schema.TASKS}
-    labels = {label for sample in samples for label in sample.labels}
-    names = {"lip_sync" if n == layouts.NEW_SYNC else n: n for n in labels}
-    order = [n for n in known if n in names] + sorted(set(names) - set(known))
-    unknown = set(ranges) - {"", *names}
-    if unknown:
+    order = [n for n in known if n in usual] + sorted(set(usual) - set(known))
+    if unknown := set(ranges) - {"", *usual}:
         raise schema.InputError(
             f"--score_range names the task {min(unknown)!r}; {path} has "
             f"{', '.join(order)}"
         )
-    tasks = {}
-    for name in order:
-        usual = (0.0, 1.0) if standardised else (-1.0, 1.0)
-        if name == "lip_sync" and (not standardised or names[name] != name):
-            usual = (0.0, 5.0)
-        low, high = ranges.get(name, ranges.get("", usual))
-        tasks[names[name]] = schema.Task(name, low, high, known.get(name, ""))
-    return tasks
+    limits = {n: ranges.get(n, ranges.get("", usual[n])) for n in order}
+    return tuple(schema.Task(n, *limits[n], known.get(n, "")) for n in order)
 
 
-def _labels(
+def _mark_missing(
     path,
-    samples: Sequence[layouts.Sample],
-    tasks: Mapping[str, schema.Task],
+    samples: Sequence[importing.Sample],
+    tasks: Sequence[schema.Task],
     ranges: Mapping[str, tuple[float, float]],
-    notes: list[str],
-) -> Float[np.ndarray, "N K"]:
-    """Returns the labels of all clips, NaN for missing."""
-    found = np.array(
-        [[sample.labels.get(label, math.nan) for label in tasks] for sample in samples]
-    )
-    for column, task in zip(found.T, tasks.values(), strict=True):
-        legal = task.low <= _MISSING <= task.high
-        if not (legal and (task.name in ranges or "" in ranges)):
-            marked = column == _MISSING
-            column[marked] = math.nan
-            if legal and marked.any():
-                notes.append(
-                    f"{marked.sum()} labels of {task.name} are -1 and taken as "
-                    "missing, though -1 is a score too; "
-                    f"--score_range={task.name}={task.low:g},{task.high:g} keeps them"
-                )
-        beyond = (column < task.low) | (column > task.high)
-        if beyond.any():
-            first = int(np.argmax(beyond))
-            raise schema.InputError(
-                f"{path}: {task.name} of {samples[first].clip!r} is "
-                f"{column[first]:g}; expected {task.low:g} to {task.high:g}: "
-                f"--score_range={task.name}=LOW,HIGH gives other limits"
-            )
-    return found.astype(np.float32)
-
-
-def _splits(
-    path, samples: Sequence[layouts.Sample], num_folds: int | None, fold: int
 ) -> list[str]:
-    """Returns the split of each clip."""
-    if num_folds is not None:
-        if any(sample.source is None for sample in samples):
-            raise schema.InputError(
-                f"{path} has no clip ids, so that splits by source cannot be drawn; "
-                "leave out --folds"
+    """Makes NaN of labels that are missing; returns what to know of them."""
+    notes = []
+    for task in tasks:
+        legal = task.low <= _MISSING <= task.high
+        stated = task.name in ranges or "" in ranges
+        marked = 0
+        for sample in samples:
+            label = sample.labels.get(task.name, math.nan)
+            if label == _MISSING and not (legal and stated):
+                sample.labels[task.name] = math.nan
+                marked += 1
+            elif label < task.low or label > task.high:
+                raise schema.InputError(
+                    f"{path}: {task.name} of {sample.clip!r} is {label:g}; expected "
+                    f"{task.low:g} to {task.high:g}: --score_range={task.name}="
+                    "LOW,HIGH gives other limits"
+                )
+        if legal and marked:
+            notes.append(
+                f"{marked} labels of {task.name} are -1 and taken as missing, though "
+                f"-1 is a score too; --score_range={task.name}={task.low:g},"
+                f"{task.high:g} keeps them"
             )
-        clips = collections.Counter(sample.source for sample in samples)
-        drawn = folds.draw(clips, folds=num_folds, fold=fold)
-        return [drawn[sample.source] for sample in samples]
-    seen: dict[str, str] = {}
-    for sample in samples:
-        source = sample.source or sample.clip
-        if seen.setdefault(source, sample.split) != sample.split:
-            raise schema.InputError(
-                f"{path} has the source {source!r} in {seen[source]!r} and "
-                f"{sample.split!r}; a source belongs to one split: --folds=5 draws "
-                "splits by source"
-            )
-    return [sample.split for sample in samples]
-
-
-def _sha256(path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return notes
 
 
 def _ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    found = {}
-    for text in texts:
-        task, _, limits = text.rpartition("=")
-        try:
-            low, high = (float(part) for part in limits.split(","))
-        except ValueError:
-            low = high = math.nan
-        if not -math.inf < low < high < math.inf:
-            raise schema.InputError(
-                f"--score_range is {text!r}; expected LOW,HIGH for all tasks or "
-                "TASK=LOW,HIGH for one"
-            )
-        found[task] = (low, high)
-    return found
+    parts = [text.rpartition("=") for text in texts]
+    return {task: importing.score_range(limits) for task, _, limits in parts}
 
 
 if __name__ == "__main__":

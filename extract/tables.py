@@ -19,47 +19,21 @@ Columns are named by their header: one, several with commas, or `first:last`. A 
 frame has no time, so the set's frame rate says nothing.
 """
 
-import collections
 import dataclasses
-import hashlib
-import math
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
-import tqa_jax
-from extract.importing import feature_table, folds
+from extract import csv_file, importing
+from extract.networks import weights
 from tqa_jax import cli, records, schema
 
 BACKEND = "table"
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Which columns are what.
-
-    Attributes:
-        clip: column of the clip's id, in both tables.
-        source: regular expression that the whole clip id begins with; its first group
-            is the source.
-        tasks: column of each task.
-        low: lowest possible score.
-        high: highest possible score.
-        modalities: columns of each modality of the table that has a row a clip.
-        frame_modalities: columns of each modality of the table with a row a frame.
-    """
-
-    clip: str
-    source: str
-    tasks: Mapping[str, str]
-    low: float
-    high: float
-    modalities: Mapping[str, str]
-    frame_modalities: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,145 +75,102 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Options) -> None:
-    low, high = _score_range(options.score_range)
-    layout = Layout(
-        clip=options.clip,
-        source=options.source,
-        tasks=_named("task", options.task),
-        low=low,
-        high=high,
-        modalities=_named("modality", options.modality),
-        frame_modalities=_named("frame_modality", options.frame_modality),
-    )
-    info = convert(
-        options.table,
-        options.out,
-        layout,
-        frames=options.frames,
-        num_folds=options.folds,
-        fold=options.fold,
-        dtype=options.dtype,
-        name=options.name,
-    )
-    counts = [f"{split.clips} {name}" for name, split in info.splits.items()]
-    print(f"{', '.join(counts)} clips; data set: {options.out}")
+    print(f"{convert(options)} clips; data set: {options.out}")
 
 
-def convert(
-    table: str | pathlib.Path,
-    out: str | pathlib.Path,
-    layout: Layout,
-    *,
-    frames: str | pathlib.Path | None = None,
-    num_folds: int = 5,
-    fold: int = 0,
-    dtype: str = "float32",
-    name: str = "imported",
-) -> schema.DatasetInfo:
+def convert(options: Options) -> str:
     """Writes the data set of one or two tables.
 
-    Args:
-        table: CSV with the scores. It has one row a clip, unless it is the table of
-            frames as well: then what is read of it once a clip must be equal there.
-        out: folder to make.
-        layout: which columns are what.
-        frames: CSV with several rows a clip, or None.
-        num_folds: folds that the sources are drawn into.
-        fold: the one to test on.
-        dtype: how features are stored.
-        name: of the data set.
+    What `table` says once a clip must be equal in its rows there; it may be `frames`.
+
+    Returns:
+        How many clips each split has.
 
     Raises:
-        schema.InputError: for a missing column, a repeated clip, a clip without
-            frames, a cell that is no number, a score out of range.
+        schema.InputError: for a missing column, rows of a clip that differ, a clip
+            without frames, a cell that is no number, a score out of range.
     """
-    scores = feature_table.read(table, layout.clip)
-    rows = None if frames is None else feature_table.read(frames, layout.clip)
-    if not layout.tasks or not (layout.modalities or layout.frame_modalities):
+    table, frames = options.table, options.frames
+    tasks = _named("task", options.task)
+    modalities = _named("modality", options.modality)
+    frame_modalities = _named("frame_modality", options.frame_modality)
+    score_range = importing.score_range(options.score_range)
+    if not tasks or not (modalities or frame_modalities):
         raise schema.InputError("expected at least one --task and one --modality")
-    if layout.frame_modalities and rows is None:
+    if frame_modalities and frames is None:
         raise schema.InputError("--frame_modality needs the table of --frames")
-    twice = set(layout.modalities) & set(layout.frame_modalities)
-    if twice:
-        raise schema.InputError(f"modality {min(twice)!r} is given twice")
-    clip_wise = {n: scores.places(text) for n, text in layout.modalities.items()}
-    frame_wise = {n: rows.places(text) for n, text in layout.frame_modalities.items()}
-    tasks = [scores.place(column) for column in layout.tasks.values()]
-    for name, places in clip_wise.items():
-        _check_columns(name, [scores.header[at] for at in places], layout)
-    for name, places in frame_wise.items():
-        _check_columns(name, [rows.header[at] for at in places], layout)
-    same = rows is not None and rows.path.resolve() == scores.path.resolve()
-    if not same:
-        feature_table.check_single(scores)
-    if rows is not None:
-        feature_table.check_same_clips(scores, rows)
-    sources = {clip: _source(clip, layout.source) for clip in scores.rows}
-    splits = folds.draw(
-        collections.Counter(sources.values()), folds=num_folds, fold=fold
-    )
+    scores = csv_file.read(table, options.clip)
+    rows = scores if frames is None else csv_file.read(frames, options.clip)
+    lines, frame_lines = scores.by(options.clip), rows.by(options.clip)
+    for one, other, what in (
+        (lines, frame_lines, f"{rows.name} has no frames"),
+        (frame_lines, lines, f"{scores.name} has no scores"),
+    ):
+        if lacking := [clip_id for clip_id in one if clip_id not in other]:
+            raise schema.InputError(
+                f"{what} of {len(lacking)} clips, for example {lacking[0]!r}"
+            )
+    of_frames = {n: rows.columns(c) for n, c in frame_modalities.items()}
+    of_clips = {n: scores.columns(c) for n, c in modalities.items()}
+    scored = [scores.need(column) for column in tasks.values()]
+    listed = [*of_frames.items(), *of_clips.items()]
+    for modality, columns in listed:
+        for column in columns:
+            if column in scored or columns.count(column) > 1:
+                what = ", which is a task's score" if column in scored else " twice"
+                raise schema.InputError(f"--modality={modality} holds {column}{what}")
     of = schema.Schema(
         tuple(
-            schema.Modality(
-                n, len(places), BACKEND, "1", description=_listed(t, places)
-            )
-            for t, part in ((rows, frame_wise), (scores, clip_wise))
-            for n, places in part.items()
+            schema.Modality(n, len(c), BACKEND, "1", description=", ".join(c))
+            for n, c in listed
         ),
-        tuple(schema.Task(n, layout.low, layout.high) for n in layout.tasks),
+        tuple(schema.Task(n, *score_range) for n in tasks),
     )
 
-    def made(clip: str) -> records.Clip:
-        count = 1 if rows is None else len(rows.rows[clip])
-        labels = scores.once(clip, tasks)
-        for task, label in zip(of.tasks, labels, strict=True):
-            if not (math.isnan(label) or task.low <= label <= task.high):
-                raise schema.InputError(
-                    f"{table} line {scores.rows[clip][0][0]}: {task.name} is "
-                    f"{label:g}; expected {task.low:g} to {task.high:g} "
-                    "(--score_range sets other limits)"
-                )
-        features = {
-            n: np.tile(scores.once(clip, places), (count, 1))
-            for n, places in clip_wise.items()
-        } | {n: rows.numbers(clip, places) for n, places in frame_wise.items()}
-        with np.errstate(over="ignore"):  # what float32 cannot hold is missing
-            features = {n: values.astype(np.float32) for n, values in features.items()}
-        features = {
-            n: np.where(np.isfinite(values), values, np.float32(np.nan))
-            for n, values in features.items()
+    def sample(clip_id: str) -> importing.Sample:
+        own, frame_rows = lines[clip_id], frame_lines[clip_id]
+        features = {n: rows.numbers(frame_rows, c) for n, c in of_frames.items()}
+        for modality, columns in of_clips.items():
+            count = 1 if frames is None else len(frame_rows)
+            features[modality] = np.tile(_once(scores, own, columns), (count, 1))
+        _once(scores, own, scored)
+        labels = {
+            task.name: scores.score(own[0], column, task)
+            for task, column in zip(of.tasks, scored, strict=True)
         }
-        return records.Clip(
-            clip=clip,
-            source=sources[clip],
-            features=features,
-            frame_mask={
-                n: np.isfinite(values).any(axis=-1) for n, values in features.items()
-            },
-            labels=labels.astype(np.float32),
-        )
+        source = _source(clip_id, options.source)
+        return importing.Sample(clip_id, source, "train", features, labels)
 
-    return records.write_dataset(
-        out,
-        ((splits[sources[clip]], made(clip)) for clip in scores.rows),
-        name=name,
-        schema=of,
-        provenance={
-            "kind": "ratings",
-            "tool": "extract.tables",
-            "version": tqa_jax.__version__,
-            "tables": {
-                t.path.name: hashlib.sha256(t.path.read_bytes()).hexdigest()
-                for t in (scores, rows)
-                if t is not None
-            },
-            "source": layout.source,
-            "splits": f"fold {fold} of {num_folds} by source",
-            "time_axis": "none: rows in the order of the table; fps is nominal",
-            "repeated_on_every_row": list(clip_wise) if rows is not None else [],
+    return importing.write(
+        options,
+        [sample(clip_id) for clip_id in lines],
+        of,
+        kind="ratings",
+        tool="extract.tables",
+        tables={
+            path.name: weights.sha256(path)
+            for path in (table, frames)
+            if path is not None
         },
-        dtype=dtype,
+        source=options.source,
+        time_axis="none: rows in the order of the table; fps is nominal",
+        repeated_on_every_row=[] if frames is None else list(modalities),
     )
+
+
+def _once(
+    table: csv_file.Table, rows: Sequence[csv_file.Row], columns: Sequence[str]
+) -> Float[np.ndarray, " D"]:
+    """Returns what a table says once a clip: cells that are equal in its rows."""
+    values = table.numbers(rows, columns)
+    differing = (values != values[0]) & ~(np.isnan(values) & np.isnan(values[0]))
+    for row, column in np.argwhere(differing)[:1]:
+        raise table.error(
+            rows[row],
+            f"{columns[column]} differs within clip, from line {rows[0].line}; a table "
+            "with several rows a clip goes to --frames",
+        )
+    return values[0]
 
 
 def _source(clip: str, pattern: str) -> str:
@@ -256,10 +187,6 @@ def _source(clip: str, pattern: str) -> str:
     return source
 
 
-def _listed(table: feature_table.Table, places: Sequence[int]) -> str:
-    return ", ".join(table.header[place] for place in places)
-
-
 def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
@@ -270,29 +197,6 @@ def _named(option: str, texts: Sequence[str]) -> dict[str, str]:
             raise schema.InputError(f"--{option} {name!r} is given twice")
         found[name] = columns
     return found
-
-
-def _check_columns(name: str, columns: Sequence[str], layout: Layout) -> None:
-    """Refuses a modality that holds a score, or a column twice."""
-    for column, count in collections.Counter(columns).items():
-        if column in layout.tasks.values():
-            raise schema.InputError(
-                f"--modality={name} holds {column}, which is a task's score"
-            )
-        if count > 1:
-            raise schema.InputError(f"--modality={name} holds {column} twice")
-
-
-def _score_range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise schema.InputError(
-            f"--score_range is {text!r}; expected two numbers, the lowest score first"
-        )
-    return low, high
 
 
 if __name__ == "__main__":

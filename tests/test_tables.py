@@ -1,12 +1,12 @@
 import csv
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from extract import tables
-from extract.importing import folds
 from tqa_jax import audit, records, schema
 
 SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))
@@ -70,10 +70,11 @@ def _clips(path) -> dict[str, tuple[str, records.Clip]]:
 def test_tables_become_a_set_with_equal_rows_for_all_modalities(tmp_path):
     _scores(tmp_path)
     _frames(tmp_path)
-    assert tables.main(_command(tmp_path)) == 0
+    assert tables.main(_command(tmp_path, "--name=mine")) == 0
     info = schema.load(tmp_path / "set")
     assert info.schema.widths == {"visual": 2, "sound": 2}
     assert info.schema.tasks == (schema.Task("overall", 0, 5),)
+    assert info.name == "mine"
     found = _clips(tmp_path / "set")
     assert set(found) == set(CLIPS)
     for i, name in enumerate(CLIPS):
@@ -101,11 +102,8 @@ def test_without_frames_a_clip_is_one_row_and_empty_cells_are_missing(tmp_path):
 def test_one_table_may_have_frames_and_scores(tmp_path):
     rows = [[clip, row, i / 2] for i, clip in enumerate(CLIPS) for row in range(2)]
     path = _write(tmp_path / "scores.csv", ["Image", "sharp", "MOS"], rows)
-    command = [
-        f"--table={path}", f"--frames={path}", f"--out={tmp_path / 'set'}",
-        "--clip=Image", "--source=(.)", "--task=overall=MOS", "--score_range=0,5",
-        "--frame_modality=visual=sharp",
-    ]  # fmt: skip
+    more = [f"--frames={path}", "--frame_modality=visual=sharp"]
+    command = [c for c in _command(tmp_path, *more, frames=False) if "=sound" not in c]
     assert tables.main(command) == 0
     clip = _clips(tmp_path / "set")[CLIPS[3]][1]
     np.testing.assert_array_equal(clip.features["visual"][:, 0], [0, 1])
@@ -127,21 +125,6 @@ def test_every_source_is_tested_in_one_fold_and_validated_in_another(tmp_path):
     assert seen["validation"] == [*seen["test"][1:], seen["test"][0]]
 
 
-def test_folds_have_about_as_many_clips_each():
-    clips = {f"s{i}": int(n) for i, n in enumerate([30, 1, 1, 9, 9, 9, 2, 5, 4, 20])}
-    sizes = []
-    for fold in range(3):
-        split = folds.draw(clips, folds=3, fold=fold)
-        assert split == folds.draw(dict(reversed(clips.items())), folds=3, fold=fold)
-        sizes.append(sum(n for s, n in clips.items() if split[s] == "test"))
-    assert sum(sizes) == 90 and max(sizes) - min(sizes) <= 2
-    assert any(
-        folds.draw(dict.fromkeys("abcdef", 1), folds=3, fold=0, seed=seed)
-        != folds.draw(dict.fromkeys("abcdef", 1), folds=3, fold=0)
-        for seed in range(1, 4)
-    )
-
-
 @pytest.mark.parametrize(
     "changes, more, message",
     [
@@ -149,7 +132,7 @@ def test_folds_have_about_as_many_clips_each():
         ({}, ["--task=luck=luck"], "scores.csv has no column 'luck'"),
         ({}, ["--frame_modality=eyes=sharp,shut"], "frames.csv has no column 'shut'"),
         ({}, ["--frame_modality=eyes=bright:sharp"], "in the other order"),
-        ({}, ["--modality=visual=loud"], "'visual' is given twice"),
+        ({}, ["--modality=visual=loud"], "modality 'visual' is listed twice"),
         ({}, ["--modality=sound=loud"], "'sound' is given twice"),
         ({}, ["--modality=sound"], "expected NAME=COLUMNS"),
         ({}, ["--modality=v=loud,MOS"], "--modality=v holds MOS, which is a task's"),
@@ -165,7 +148,6 @@ def test_folds_have_about_as_many_clips_each():
         ({"loud_2": "much"}, [], "line 4: loud is 'much'; expected a number"),
         ({"loud_2": "inf"}, [], "line 4: loud is 'inf'; expected a number"),
         ({"MOS_2": "-1"}, [], "line 4: overall is -1; expected 0 to 5"),
-        ({"Image_2": "a_0_gen0"}, [], "line 4: clip 'a_0_gen0' has a row already"),
         ({"Image_2": ""}, [], "line 4: the Image is empty"),
         ({"Image_2": "x"}, [], "frames.csv has no frames of 1 clips"),
     ],
@@ -179,25 +161,22 @@ def test_bad_input_is_one_line(tmp_path, capsys, changes, more, message):
     assert not (tmp_path / "set").exists()
 
 
-def test_clips_without_frames_or_scores_are_refused(tmp_path, capsys):
+def test_rows_of_a_clip_that_differ_and_clips_of_one_table_are_refused(
+    tmp_path, capsys
+):
+    rows = [[clip, 0.5 + row, 1 + row] for clip in CLIPS for row in range(2)]
+    path = _write(tmp_path / "scores.csv", ["Image", "sharp", "MOS"], rows)
+    command = [f"--table={path}", f"--out={tmp_path / 'set'}", "--clip=Image"]
+    command += ["--task=overall=MOS", "--modality=visual=sharp"]
+    for frames in ([], [f"--frames={path}"]):
+        assert tables.main([*command, *frames]) == 2
+        text = capsys.readouterr().err
+        assert "line 3: sharp differs within clip, from line 2; a table with" in text
     _scores(tmp_path)
     _frames(tmp_path, without="b_1_gen1")
     assert tables.main(_command(tmp_path)) == 2
-    assert "frames.csv has no frames of 1 clips" in capsys.readouterr().err
-    _scores(tmp_path, Image_3="b_9_gen9")
-    assert tables.main(_command(tmp_path)) == 2
-    assert "for example 'b_9_gen9'" in capsys.readouterr().err
-
-
-def test_scores_that_differ_within_a_clip_are_refused(tmp_path, capsys):
-    rows = [[clip, 0.5 + row, 1 + row] for clip in CLIPS for row in range(2)]
-    path = _write(tmp_path / "scores.csv", ["Image", "sharp", "MOS"], rows)
-    command = [
-        f"--table={path}", f"--frames={path}", f"--out={tmp_path / 'set'}",
-        "--clip=Image", "--task=overall=MOS", "--frame_modality=visual=sharp",
-    ]  # fmt: skip
-    assert tables.main(command) == 2
-    assert "line 3: MOS differs within clip" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "frames.csv has no frames of 1 clips, for example 'b_1_gen1'" in text
 
 
 @pytest.mark.parametrize(
@@ -211,13 +190,13 @@ def test_scores_that_differ_within_a_clip_are_refused(tmp_path, capsys):
         (None, "cannot be read: .*No such file"),
     ],
 )
-def test_a_useless_file_is_one_line(tmp_path, text, message):
+def test_a_useless_file_is_one_line(tmp_path, capsys, text, message):
     path = tmp_path / "a.csv"
     if text is not None:
         path.write_bytes(text.encode("latin1"))
-    layout = tables.Layout("clip", "(.+)", {"overall": "a"}, 1, 5, {"m": "a"}, {})
-    with pytest.raises(schema.InputError, match=message):
-        tables.convert(path, tmp_path / "set", layout)
+    command = [f"--table={path}", f"--out={tmp_path / 'set'}", "--task=overall=a"]
+    assert tables.main([*command, "--modality=m=a"]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def _thqa(tmp_path, *more: str) -> pathlib.Path:

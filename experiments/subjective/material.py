@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.subjective import design, playable, tables
-from extract import files
+from experiments.subjective import design, playable
+from extract import csv_file, files
 from tqa_jax import schema
 
 KINDS = ("training", "practice", "trial", "control")
@@ -63,7 +63,7 @@ def pairs(path: pathlib.Path, folder: pathlib.Path) -> list[Pair]:
     """
     clips = _Clips(path, folder)
     found, seen_ids, seen_pairs = [], set(), {}
-    for number, row in tables.read(path, ("item_id", "video_a", "video_b")):
+    for number, row in csv_file.read(path, "item_id", "video_a", "video_b").rows:
         item_id, kind = row["item_id"], row.get("kind") or "trial"
         a, b = clips.find(row["video_a"], number), clips.find(row["video_b"], number)
         condition_a = row.get("condition_a") or "A"
@@ -134,7 +134,7 @@ def pairs_of_clips(
             f"--partners is {partners}; expected an even number, at least 2"
         )
     clips = _Clips(path, folder)
-    lines = tables.read(path, ("clip",))
+    lines = csv_file.read(path, "clip").rows
     by_source: dict[tuple[str, str], list[tuple[str, str]]] = {}
     seen: set[str] = set()
     rank: dict[str, int] = {}

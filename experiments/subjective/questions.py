@@ -7,7 +7,7 @@ The one thing to know: a question is for one task, whose columns in the answers 
 import dataclasses
 import re
 
-from experiments.subjective import tables
+from extract import csv_file
 from tqa_jax import cli, schema
 
 
@@ -79,7 +79,7 @@ def choose(text: str, optional: str) -> list[Question]:
     if text.lower().endswith(".csv"):
         path = cli.path(text)
         columns = ("task", "title", "question", "anchor_1", "anchor_3", "anchor_5")
-        lines = tables.read(path, columns)
+        lines = csv_file.read(path, *columns).rows
         found = [
             Question(
                 row["task"],

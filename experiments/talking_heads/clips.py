@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extract import tables
-from extract.importing import feature_table
+from extract import csv_file, tables
 from tqa_jax import output, records, schema
 
 TASKS = ("lip_sync", "expression", "audio_quality", "cross_modal", "overall")
@@ -73,18 +72,16 @@ def load(folder: pathlib.Path, out: pathlib.Path) -> Clips:
         InputError: for a table that is missing or does not fit, or a data set in `out`
             that was made from other tables.
     """
-    scores = feature_table.read(folder / SCORES, _CLIP)
-    feature_table.check_single(scores)
-    parsed = [_parse(name) for name in scores.rows]
-    measured = scores.places(_SUMMARY)
-    place = scores.place(_SCORE)
-    rows = np.array([scores.once(name, [place, *measured]) for name in scores.rows])
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
-        row, column = bad[0]
+    scores = csv_file.read(folder / SCORES, _CLIP)
+    lines = [rows[0] for rows in scores.by(_CLIP).values()]
+    names = [row.cells[_CLIP] for row in lines]
+    parsed = [_parse(name) for name in names]
+    columns = [scores.need(_SCORE), *scores.columns(_SUMMARY)]
+    rows = scores.numbers(lines, columns)
+    for row, column in np.argwhere(np.isnan(rows))[:1]:
         raise schema.InputError(
-            f"{scores.path}: {scores.header[[place, *measured][column]]} of "
-            f"{list(scores.rows)[row]} is no number; expected all of them"
+            f"{scores.name}: {columns[column]} of {names[row]} is no number; expected "
+            "all of them"
         )
     info = _dataset(folder, scores, out)
     found = {
@@ -92,10 +89,10 @@ def load(folder: pathlib.Path, out: pathlib.Path) -> Clips:
         for split in info.splits
         for clip in records.read_split(out, info, split)
     }
-    frames = tuple(found[name] for name in scores.rows)
+    frames = tuple(found[name] for name in names)
     spreads = [np.nanstd(clip.features["visual"], axis=0) for clip in frames]
     return Clips(
-        tuple(scores.rows),
+        tuple(names),
         np.array([face for face, _ in parsed]),
         np.array([generator for _, generator in parsed]),
         rows[:, 0],
@@ -117,7 +114,7 @@ def _parse(name: str) -> Sequence[str]:
 
 
 def _dataset(
-    folder: pathlib.Path, scores: feature_table.Table, out: pathlib.Path
+    folder: pathlib.Path, scores: csv_file.Table, out: pathlib.Path
 ) -> schema.DatasetInfo:
     """Makes the data set from the tables, with a column without cells a missing task.
 
@@ -126,28 +123,28 @@ def _dataset(
     if out.exists():
         return _same_tables(schema.load(out), scores, folder)
     absent = [task for task in TASKS if task != RATED]
-    rows = [[*lines[0][1], *[""] * len(absent)] for lines in scores.rows.values()]
+    rows = [[*row.cells.values(), *[""] * len(absent)] for row in scores.rows]
     extended = out.with_name(out.name + ".csv")
     output.write(extended, output.table([*scores.header, *absent], rows))
-    return tables.convert(
-        extended,
-        out,
-        tables.Layout(
+    tables.convert(
+        tables.Options(
+            table=extended,
+            frames=folder / FRAMES,
+            out=out,
+            name="thqa",
             clip=_CLIP,
             source=r"(\d+)_",
-            tasks={task: _SCORE if task == RATED else task for task in TASKS},
-            low=LOW,
-            high=HIGH,
-            modalities={"summary": _SUMMARY},
-            frame_modalities={"visual": _QUALITY},
-        ),
-        frames=folder / FRAMES,
-        name="thqa",
+            task=tuple(f"{t}={_SCORE if t == RATED else t}" for t in TASKS),
+            score_range=f"{LOW},{HIGH}",
+            modality=(f"summary={_SUMMARY}",),
+            frame_modality=(f"visual={_QUALITY}",),
+        )
     )
+    return schema.load(out)
 
 
 def _same_tables(
-    info: schema.DatasetInfo, scores: feature_table.Table, folder: pathlib.Path
+    info: schema.DatasetInfo, scores: csv_file.Table, folder: pathlib.Path
 ) -> schema.DatasetInfo:
     """Refuses a data set of other clips; the study's settings check the checksums."""
     count = sum(split.clips for split in info.splits.values())

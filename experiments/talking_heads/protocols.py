@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.talking_heads import clips as clips_lib
-from extract.importing import folds
+from extract import folds
 from tqa_jax import schema
 
 PROTOCOLS = {

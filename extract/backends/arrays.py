@@ -28,8 +28,6 @@ OPTION = backends.Option(
     repeats=True,
 )
 
-_ARGUMENT = re.compile(r"(.+)@([0-9.]+)")
-
 
 def folder(setting: backends.Setting) -> tuple[pathlib.Path, float]:
     """Returns the folder and the frame rate of the option.
@@ -37,19 +35,13 @@ def folder(setting: backends.Setting) -> tuple[pathlib.Path, float]:
     Raises:
         schema.InputError: it says none.
     """
-    parts = _ARGUMENT.fullmatch(setting.argument)
-    fps = float(parts[2]) if parts and parts[2].replace(".", "", 1).isdigit() else 0.0
-    if not fps > 0:
+    parts = re.fullmatch(r"(.+)@(\d+\.?\d*|\.\d+)", setting.argument)
+    if not parts or not float(parts[2]) > 0:
         raise schema.InputError(
             f"--arrays is {setting.modality}:{setting.argument}; expected "
             "NAME:DIR@FPS, for example emotion:emotion_features/@30"
         )
-    return cli.path(parts[1]), fps
-
-
-def check(setting: backends.Setting) -> None:
-    """Checks the option, see `extract.backends`."""
-    width(setting)
+    return cli.path(parts[1]), float(parts[2])
 
 
 def width(setting: backends.Setting) -> int:
@@ -59,12 +51,15 @@ def width(setting: backends.Setting) -> int:
         schema.InputError: there is no array.
     """
     where, _ = folder(setting)
-    files = sorted(where.glob("*.npy"))
-    if not files:
+    first = min(where.glob("*.npy"), default=None)
+    if first is None:
         raise schema.InputError(
             f"--arrays: no array in {where}; expected <clip>.npy of shape (T, D)"
         )
-    return _read(files[0]).shape[-1]
+    return _read(first).shape[-1]
+
+
+check = width
 
 
 def file(path: str | pathlib.Path, setting: backends.Setting) -> pathlib.Path:

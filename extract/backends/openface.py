@@ -1,21 +1,17 @@
 """Action units backend `openface`: reads the tables that OpenFace wrote.
 
-The one thing to know: lines are placed by their time, and a row between two good lines
-is interpolated. On two real tables that leaves 0.30 to 0.44 of the error of taking the
-nearest line when 30 lines a second become 25 rows, and 0.41 to 0.57 where every second
-line is missing.
+Lines are placed by their time, and a row between two good lines is interpolated. On two
+real tables that leaves 0.30 to 0.44 of the error of taking the nearest line when 30
+lines a second become 25 rows, and 0.41 to 0.57 where every second line is missing.
 """
 
-import csv
-import math
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract import backends
+from extract import backends, csv_file
 from tqa_jax import schema
 
 MODALITY = "action_units"
@@ -31,9 +27,12 @@ MAX_INTENSITY = 5.0
 
 _MAX_BEYOND = 0.5  # seconds that a table may go on after its clip
 _MIN_CONFIDENCE = 0.5  # of OpenFace's detector, where the table has the column
-_PLAUSIBLE_STEP = (1 / 240, 1.0)  # seconds between lines of a table made from a video
+_LEAST_STEP, _MOST_STEP = 1 / 240, 1.0  # seconds between lines, made from a video
 _WIDEST_GAP = 1.5  # steps between two lines that are interpolated
-_NO_NUMBER = re.compile(r"[+-]?(nan.*|1\.#.*)|", re.IGNORECASE)  # as Windows spells it
+_COLUMNS = tuple(f"{name}_r" for name in FEATURES)
+_OTHERS = ("frame", "face_id", "timestamp", "confidence", "success")
+# No number as builds for Windows spell it, too, and what is too large for one.
+_MISSING = r"[+-]?(nan|1\.#|inf|\d+e\d{3}).*|"
 
 
 def check(setting: backends.Setting) -> None:
@@ -62,8 +61,10 @@ def make(setting: backends.Setting) -> backends.Measurer:
             )
             missing = np.full((clip.rows, len(FEATURES)), np.nan, np.float32)
             return missing, np.zeros(clip.rows, bool)
-        units, mask = read(table, clip.rows, clip.frame_seconds)
-        beyond = seconds_beyond(table, clip.rows, clip.frame_seconds)
+        lines = _lines(table, clip.frame_seconds)
+        units, mask = _at_rows(clip.rows, *lines)
+        last = np.max(lines[0], initial=0.0, where=np.isfinite(lines[0]))
+        beyond = last - clip.rows / schema.FPS
         if beyond > _MAX_BEYOND:
             clip.notes.append(
                 f"the OpenFace table goes on for {beyond:.1f} s after the clip: is it "
@@ -102,64 +103,80 @@ def read(
     Raises:
         schema.InputError: the table cannot be read or lacks a column.
     """
-    path = pathlib.Path(path)
-    columns = _columns(path)
-    missing = [name for name in FEATURES if f"{name}_r" not in columns]
-    if missing:
+    return _at_rows(num_rows, *_lines(pathlib.Path(path), frame_seconds))
+
+
+def _lines(
+    path: pathlib.Path, frame_seconds: Sequence[float]
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """Returns the time of each line, the usual step, intensities and faces.
+
+    NaN is the time of a line that has none, and the intensities of one that is missing.
+    """
+    table = csv_file.read(
+        path,
+        *_COLUMNS,
+        expected=f"; expected an OpenFace table with {len(UNITS)} intensities",
+        missing=_MISSING,
+        only=(*_COLUMNS, *_OTHERS),
+        ragged=True,
+        name=path.name,
+    )
+
+    def column(name: str, default: float) -> np.ndarray:
+        if name not in table.header:
+            return np.full(len(table.rows), default)
+        return np.array([table.number(row, name) for row in table.rows])
+
+    good = column("success", 1) == 1
+    values = np.full((len(good), len(_COLUMNS)), np.nan)
+    for line in np.flatnonzero(good):  # Any word may stand where OpenFace failed.
+        values[line] = table.numbers([table.rows[line]], _COLUMNS)
+    good &= column("confidence", 1) >= _MIN_CONFIDENCE
+    values[~good | np.isnan(values).any(axis=-1)] = np.nan
+    faces = column("face_id", 0)
+    seconds = column("timestamp", np.nan)
+    steps = np.diff(np.unique(seconds[~np.isnan(seconds)]))
+    step = float(np.median(steps)) if len(steps) else 1 / schema.FPS
+    if "timestamp" in table.header and _LEAST_STEP <= step <= _MOST_STEP:
+        return seconds, step, values, faces
+    if "frame" not in table.header:
         raise schema.InputError(
-            f"{path.name} lacks the column {missing[0]}_r; expected an OpenFace table "
-            f"with the {len(UNITS)} intensities {FEATURES[0]}_r to {FEATURES[-1]}_r"
+            f"{path.name} has neither a usable timestamp nor a frame column; "
+            "expected `timestamp` in seconds or `frame` counted from 1"
         )
-    values = np.stack([columns[f"{name}_r"] for name in FEATURES], axis=-1)
-    good = np.isfinite(values).all(axis=-1)
-    if "success" in columns:
-        good &= columns["success"] == 1
-    if "confidence" in columns:
-        good &= columns["confidence"] >= _MIN_CONFIDENCE
-    seconds, step = _placed(columns, frame_seconds, path)
+    times = np.asarray(frame_seconds, float)
+    index = column("frame", np.nan) - 1
+    inside = (index >= 0) & (index < len(times))
+    seconds = np.full(len(index), np.nan)
+    seconds[inside] = times[index[inside].astype(int)]
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / schema.FPS
+    return seconds, step, values, faces
+
+
+def _at_rows(
+    num_rows: int,
+    seconds: np.ndarray,
+    step: float,
+    values: np.ndarray,
+    faces: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `read` does, from what `_lines` returned."""
+    rows = np.arange(num_rows) / schema.FPS
+    features = np.full((num_rows, values.shape[-1]), np.nan, np.float32)
+    good = np.isfinite(values[:, 0])
     lines = np.isfinite(seconds)
-    if "face_id" in columns and good.any():
-        faces, counts = np.unique(columns["face_id"][good], return_counts=True)
-        lines &= columns["face_id"] == faces[counts.argmax()]
+    if good.any():
+        names, counts = np.unique(faces[good], return_counts=True)
+        lines &= faces == names[counts.argmax()]
     known, first = np.unique(seconds[lines], return_index=True)
     order = np.flatnonzero(lines)[first]
-    values = np.clip(values[order], 0, MAX_INTENSITY)
-    rows = np.arange(num_rows) / schema.FPS
-    features = _resampled(rows, known, values, good[order], step)
-    return features, np.isfinite(features[:, 0])
-
-
-def seconds_beyond(
-    path: str | pathlib.Path, num_rows: int, frame_seconds: Sequence[float]
-) -> float:
-    """Returns how long a table goes on after a clip: long where it is another's.
-
-    Args:
-        path: a table that `read` takes.
-        num_rows: rows of the clip.
-        frame_seconds: time of each of the clip's own frames, from 0.
-    """
-    path = pathlib.Path(path)
-    seconds, _ = _placed(_columns(path), frame_seconds, path)
-    last = np.max(seconds, initial=0.0, where=np.isfinite(seconds))
-    return max(0.0, float(last) - num_rows / schema.FPS)
-
-
-def _resampled(
-    rows: np.ndarray,
-    known: np.ndarray,
-    values: np.ndarray,
-    good: np.ndarray,
-    step: float,
-) -> np.ndarray:
-    """Returns values at the times `rows` from lines at the times `known`, rising."""
-    features = np.full((len(rows), values.shape[-1]), np.nan, np.float32)
-    if not len(known):
-        return features
-    nearest = np.searchsorted((known[1:] + known[:-1]) / 2, rows)
-    near = np.abs(known[nearest] - rows) <= 0.5 * max(step, 1 / schema.FPS) + 1e-3
-    taken = near & good[nearest]
-    features[taken] = values[nearest[taken]]
+    values, good = np.clip(values[order], 0, MAX_INTENSITY), good[order]
+    if len(known):
+        nearest = np.searchsorted((known[1:] + known[:-1]) / 2, rows)
+        near = np.abs(known[nearest] - rows) <= 0.5 * max(step, 1 / schema.FPS) + 1e-3
+        taken = near & good[nearest]
+        features[taken] = values[nearest[taken]]
     if len(known) > 1:
         after = np.clip(np.searchsorted(known, rows), 1, len(known) - 1)
         gap = known[after] - known[after - 1]
@@ -168,72 +185,7 @@ def _resampled(
         between &= good[after] & good[after - 1]
         after, share = after[between], share[between, None]
         features[between] = (1 - share) * values[after - 1] + share * values[after]
-    return features
-
-
-def _placed(
-    columns: Mapping[str, np.ndarray], frame_seconds: Sequence[float], path
-) -> tuple[np.ndarray, float]:
-    """Returns the time of each line and the usual step, in seconds."""
-    if "timestamp" in columns:
-        seconds = columns["timestamp"]
-        steps = np.diff(np.unique(seconds[np.isfinite(seconds)]))
-        step = float(np.median(steps)) if len(steps) else 1 / schema.FPS
-        if _PLAUSIBLE_STEP[0] <= step <= _PLAUSIBLE_STEP[1]:
-            return seconds, step
-    if "frame" not in columns:
-        raise schema.InputError(
-            f"{path.name} has neither a usable timestamp nor a frame column; "
-            "expected `timestamp` in seconds or `frame` counted from 1"
-        )
-    times = np.asarray(frame_seconds, float)
-    index = columns["frame"] - 1
-    inside = (index >= 0) & (index < len(times))
-    seconds = np.full(len(index), np.nan)
-    seconds[inside] = times[index[inside].astype(int)]
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / schema.FPS
-    return seconds, step
-
-
-def _columns(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the numeric columns that are needed, by name stripped of spaces."""
-    wanted = {f"{name}_r" for name in FEATURES}
-    wanted |= {"frame", "face_id", "timestamp", "confidence", "success"}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            header = [name.strip() for name in next(lines, [])]
-            places = {name: header.index(name) for name in wanted & set(header)}
-            table: dict[str, list[float]] = {name: [] for name in places}
-            for number, line in enumerate(lines, 2):
-                if not line:
-                    continue
-                cells = {
-                    name: line[place].strip() if place < len(line) else ""
-                    for name, place in places.items()
-                }
-                failed = _float(cells.get("success", "1")) != 1
-                for name, cell in cells.items():
-                    value = _float(cell)
-                    if value is None and not (failed and name.endswith("_r")):
-                        raise schema.InputError(
-                            f"{path.name} line {number}: {name} is {cell!r}; expected "
-                            "a number"
-                        )
-                    table[name].append(math.nan if value is None else value)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise schema.InputError(f"{path.name} cannot be read: {error}") from error
-    return {name: np.array(values, float) for name, values in table.items()}
-
-
-def _float(cell: str) -> float | None:
-    """Returns a cell's number, NaN where it says that it has none, None for a word."""
-    if _NO_NUMBER.fullmatch(cell):
-        return math.nan
-    try:
-        return float(cell)
-    except ValueError:
-        return None
+    return features, np.isfinite(features[:, 0])
 
 
 def group(name: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from extract import decode, files, jobs, labels, landmarks, measure
+from extract import decode, files, folds, jobs, labels, landmarks, measure
 from extract.degrading import degrade_plan, planted, planting
 from extract.degrading.degrade_plan import Copy, Original
 from extract.rendering import demo_plan
@@ -153,10 +153,10 @@ def _originals(
                 f"no clip in {clips}; expected files such as {clips / 'clip.mp4'}"
             )
         ids = files.ids(paths, clips)
-        if len(ids) < len(labels.SPLIT_SHARES):
+        if len(ids) < len(folds.SPLIT_SHARES):
             split_of = dict.fromkeys(ids, "train")
         else:
-            split_of = labels.draw_splits(dict.fromkeys(ids, 1), seed=0, path=clips)
+            split_of = folds.draw_splits(dict.fromkeys(ids, 1), seed=0, path=clips)
         listed = [
             (path, name, name, split_of[name])
             for path, name in zip(paths, ids, strict=True)

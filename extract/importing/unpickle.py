@@ -1,44 +1,37 @@
 """Reads pickles of plain data without running anything that is in them.
 
-A pickle is a program. Python's own reader runs this one with two things taken from it:
-opcodes that make or change objects, and every name but those by which NumPy and Python
-write arrays, numbers and dicts. Those names lead to functions of this module, so that
-nothing of the file is looked up, and no method of NumPy sees what the file says.
+Python's reader runs the file, but the names in it lead to functions of this module:
+nothing is looked up, and no method of NumPy sees what the file says.
 
-Memory is bounded by the file: an array must have as many bytes as its shape says, and
-text that is turned into bytes again and again is refused. Keys must be text, so that
-hashing cannot be made slow or deep.
+It is the reader in Python, since the one in C crashes on a key that is a deep tuple and
+allocates what the file states. Memory is bounded by the file: an array must have as
+many bytes as its shape says, and text is turned into bytes once.
 """
 
 import math
 import mmap
 import pathlib
 import pickle
-import pickletools
 import re
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tqa_jax import schema
 
+_CODE = re.compile(r"[<>=|]?(f[248]|[iu][1248]|b1|\?|U\d{1,6})")
 _MAX_DIMENSIONS = 8
-_CODE = re.compile(r"([<>=|]?)(f2|f4|f8|[iu][1248]|b1|\?|U\d{1,6})")
-_REFUSED = frozenset(
-    """INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID NEXT_BUFFER
-    READONLY_BUFFER EMPTY_SET ADDITEMS FROZENSET""".split()
+_DAMAGE = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
 )
-_INERT = frozenset(
-    ["numpy.ndarray"]
-    + [
-        f"{module}.{kind}"
-        for module in ("builtins", "__builtin__")
-        for kind in ("dict", "list", "int", "float")
-    ]
-)
-"""Names given as arguments only: of `_reconstruct`, or what a defaultdict makes."""
 
 
 class _Bad(ValueError):
@@ -51,75 +44,92 @@ class _Dtype:
     def __init__(self, code: Any, *_: Any) -> None:
         if type(code) is not str or not _CODE.fullmatch(code):
             raise _Bad("holds an array that is not of numbers, truth values or text")
-        order, self._code = _CODE.fullmatch(code).groups()
-        self.value = np.dtype((order or "=") + self._code)
+        self.value = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        if type(state) is not tuple or state[2:5] != (None, None, None):
-            raise _Bad("holds an array that is not of numbers, truth values or text")
-        if state[1] not in ("<", ">", "=", "|"):
-            raise _Bad("holds an array of an unknown byte order")
-        self.value = np.dtype(state[1] + self._code)
+        self.value = self.value.newbyteorder(state[1])
 
 
 class Array:
     """An array of the file.
 
     Attributes:
-        value: read-only; None while it is being read.
+        value: read-only; None until the file has said what it is.
     """
 
-    value: np.ndarray | None = None
+    def __init__(self, value: np.ndarray | None = None) -> None:
+        """Makes an array."""
+        self.value = value
 
     def build(self, state: Any) -> None:
         """Takes what NumPy wrote as the array's state, once."""
-        if type(state) is not tuple or len(state) != 5 or self.value is not None:
-            raise _Bad("sets the state of an object; nothing in it was run")
+        if self.value is not None:
+            raise _Bad("sets the state of an array again")
         _, shape, dtype, fortran, data = state
         self.value = _values(data, dtype, shape, "F" if fortran is True else "C")
 
 
+class _Dict(dict):
+    """A dict whose keys are text, so that hashing cannot be made slow or deep."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is not str:
+            raise _Bad("holds a dict whose keys are not all text")
+        super().__setitem__(key, value)
+
+
+def _values(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+        raise _Bad("holds an array that is not of numbers, truth values or text")
+    if type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS:
+        raise _Bad("holds an array with an impossible shape")
+    if not all(type(size) is int and 0 <= size < 1 << 62 for size in shape):
+        raise _Bad("holds an array with an impossible shape")
+    if math.prod(shape) * dtype.value.itemsize != len(data):
+        raise _Bad(f"holds an array whose {len(data)} bytes do not fit its shape")
+    return np.frombuffer(data, dtype.value).reshape(shape, order=order)
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    return _values(data, dtype, ()).item()
+
+
 class _Reader(pickle._Unpickler):
-    """Python's reader in Python, since the one in C cannot be limited so."""
+    """Python's reader, limited to plain data."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, mapped: mmap.mmap) -> None:
         super().__init__(mapped, encoding="latin1")
         self._left = len(mapped)  # bytes that text may become; honest files do it once
-        self.arrays: list[Array] = []
-        self._names: dict[str, Callable[..., Any]] = {
-            "numpy.dtype": _Dtype,
+        self._names = {
             "_codecs.encode": self._encoded,
-            "collections.OrderedDict": _empty(dict),
-            "collections.defaultdict": lambda factory=None, *rest: _empty(dict)(*rest),
-            "builtins.bytes": _empty(bytes),  # protocol 2 writes empty bytes so
-            "__builtin__.bytes": _empty(bytes),
+            "builtins.bytes": lambda: b"",  # protocol 2 writes empty bytes so
+            "collections.OrderedDict": lambda: _Dict(),
+            "collections.defaultdict": lambda kind=None: _Dict(),
+            "numpy.dtype": _Dtype,
+            "numpy.core.multiarray._reconstruct": lambda *_: Array(),
+            "numpy.core.multiarray.scalar": _scalar,
+            "numpy.core.numeric._frombuffer": lambda *of: Array(_values(*of)),
+            # Given as arguments only, of `_reconstruct` and defaultdicts.
+            **dict.fromkeys(("numpy.ndarray", "builtins.dict", "builtins.list")),
+            **dict.fromkeys(("builtins.int", "builtins.float")),
         }
-        for core in ("numpy.core", "numpy._core"):
-            self._names[f"{core}.multiarray._reconstruct"] = self._array
-            self._names[f"{core}.multiarray.scalar"] = _scalar
-            self._names[f"{core}.numeric._frombuffer"] = self._whole_array
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for a name of the file; nothing is looked up."""
         text = f"{module}.{name}"
-        if text in _INERT:
-            return text
-        if text not in self._names:
+        known = text.replace("__builtin__", "builtins").replace("._core", ".core")
+        if known not in self._names:
             raise _Bad(
                 f"asks for {text[:80]!r}, which is no plain data; nothing in it was run"
             )
-        return self._names[text]
+        return self._names[known]
 
-    def _array(self, *_: Any) -> Array:
-        self.arrays.append(Array())
-        return self.arrays[-1]
-
-    def _whole_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
-        made = self._array()
-        made.value = _values(data, dtype, shape, order)
-        return made
+    def get_extension(self, code: int) -> None:
+        raise _Bad(f"asks for the extension {code}; nothing in it was run")
 
     def _encoded(self, text: Any, encoding: Any = None) -> bytes:
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
@@ -135,43 +145,24 @@ class _Reader(pickle._Unpickler):
             raise _Bad("sets the state of an object; nothing in it was run")
         self.stack[-1].build(state)
 
-    def _put_in(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not dict:
-            raise _Bad("puts keys into what is no dict")
-        if len(items) % 2 or not all(type(key) is str for key in items[::2]):
-            raise _Bad("holds a dict whose keys are not all text")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
     def _dict(self) -> None:
         items = self.pop_mark()
-        self.append({})
-        self._put_in(items)
+        self.append(_Dict())
+        for place in range(0, len(items), 2):
+            self.stack[-1][items[place]] = items[place + 1]
 
     def _bytearray(self) -> None:
         # Not made at the size that the file states before its bytes are there.
         self.append(self.read(int.from_bytes(self.read(8), "little")))
 
+    def _set(self) -> None:
+        raise _Bad("holds a set; expected lists and dicts")
+
     dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.SETITEM[0]] = lambda self: self._put_in(
-        [self.stack.pop(), self.stack.pop()][::-1]
-    )
-    dispatch[pickle.SETITEMS[0]] = lambda self: self._put_in(self.pop_mark())
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(_Dict())
     dispatch[pickle.DICT[0]] = _dict
     dispatch[pickle.BYTEARRAY8[0]] = _bytearray
-
-
-def _refuse(name: str) -> Callable[[Any], None]:
-    def load(reader: Any) -> None:
-        raise _Bad(f"uses the opcode {name}; nothing in it was run")
-
-    return load
-
-
-_Reader.dispatch |= {
-    ord(opcode.code): _refuse(opcode.name)
-    for opcode in pickletools.opcodes
-    if opcode.name in _REFUSED
-}
+    dispatch[pickle.EMPTY_SET[0]] = dispatch[pickle.FROZENSET[0]] = _set
 
 
 def read(path: str | pathlib.Path) -> Any:
@@ -196,61 +187,13 @@ def read(path: str | pathlib.Path) -> Any:
     except (OSError, ValueError) as error:
         raise schema.InputError(f"{path} cannot be read: {error}") from error
     try:
-        reader = _Reader(mapped)
-        value = reader.load()
+        value = _Reader(mapped).load()
         if mapped.tell() != len(mapped):
             raise _Bad("goes on after its end")
-        if any(array.value is None for array in reader.arrays):
-            raise _Bad("holds an array without content")
-    except _Bad as error:
-        raise schema.InputError(
-            f"{path} is not a pickle of plain data: it {error}"
-        ) from error
-    except (
-        pickle.UnpicklingError,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:
+        return value
+    except _DAMAGE as error:
+        what = f"no pickle or is damaged near byte {mapped.tell()}:"
+        if isinstance(error, _Bad):
+            what = "not a pickle of plain data: it"
         reason = " ".join(str(error).split())[:200]
-        raise schema.InputError(
-            f"{path} is no pickle or is damaged near byte {mapped.tell()}: {reason}"
-        ) from error
-    return value
-
-
-def _values(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin1")
-    if (
-        not isinstance(dtype, _Dtype)
-        or not isinstance(data, bytes)
-        or order not in ("C", "F")
-    ):
-        raise _Bad("holds an array that is not of numbers, truth values or text")
-    sizes = type(shape) is tuple and all(
-        type(size) is int and 0 <= size < 1 << 62 for size in shape
-    )
-    if not sizes or len(shape) > _MAX_DIMENSIONS:
-        raise _Bad("holds an array with an impossible shape")
-    width = dtype.value.itemsize
-    if math.prod(shape) * width != len(data) or not width:
-        raise _Bad(f"holds an array whose {len(data)} bytes do not fit its shape")
-    return np.frombuffer(data, dtype.value).reshape(shape, order=order)
-
-
-def _scalar(dtype: Any, data: Any) -> Any:
-    return _values(data, dtype, ()).item()
-
-
-def _empty(kind: type) -> Callable[..., Any]:
-    def make(*arguments: Any) -> Any:
-        if any(argument is not None for argument in arguments):
-            raise _Bad(f"makes a {kind.__name__} in a way that is not known")
-        return kind()
-
-    return make
+        raise schema.InputError(f"{path} is {what} {reason}") from error
