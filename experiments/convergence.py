@@ -27,23 +27,20 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from scipy import stats
 
 from experiments import timing
 from experiments.studying import (
     command,
-    contrasts,
     figures,
     results,
     steps,
     trials,
 )
-from tqa_jax import cli, grid, metrics, output, schema
+from tqa_jax import cli, grid, metrics, output, schema, statistics
 
 SHARE = 0.95
 _REFERENCE = "fixed, tuned"
 _ROUNDS, _QUICK_ROUNDS = 20, 3
-_LEAST_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,11 +254,10 @@ def summarise(
             ]
             if pairs:
                 row["difference"] = float(np.mean(pairs))
-            if len(pairs) >= _LEAST_SEEDS and np.ptp(pairs) > 0:
-                row["p_seeds"] = float(stats.ttest_1samp(pairs, 0.0).pvalue)
+            row["p_seeds"] = statistics.paired_t(pairs)
         row["seconds_an_epoch"] = seconds[case]
         rows.append(row)
-    contrasts.correct(rows, ("p_seeds",))
+    statistics.correct(rows, ("p_seeds",))
     for number, row in enumerate(rows):
         # One test in place of two: there are no clips to resample.
         both = {**row, "p_clips": row["p_seeds"]}

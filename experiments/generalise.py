@@ -45,7 +45,7 @@ from experiments.studying import (
     trials,
 )
 from extract.importing import folds
-from tqa_jax import cli, pipeline, records, schema
+from tqa_jax import cli, intervals, pipeline, records, schema, statistics
 
 RANDOM, BY_SOURCE, BY_GROUP = "random", "by source", "by group"
 NETWORK, RIDGE, NAME = "network", "ridge", "group's name"
@@ -409,7 +409,7 @@ def judge(
             found = contrasts.estimate(both[0][metric] - both[1][metric])
             row = {"comparison": name, "figure": metric, "clips": int(there.sum())}
             tests.append(row | {"difference": found.pop("value")} | found)
-    contrasts.correct(tests, ("p_seeds", "p_clips"))
+    statistics.correct(tests, ("p_seeds", "p_clips"))
     for row in tests:
         row["verdict"] = results.verdict(row)
     return rows, tests
@@ -427,20 +427,20 @@ def _figures(
     labels, scores = clips.labels[there], scores[:, there]
     names = [clip for clip, one in zip(clips.clips, there, strict=True) if one]
     sources = [s for s, one in zip(clips.sources, there, strict=True) if one]
-    counts = contrasts.resamples(sources)
+    counts = statistics.resample_sources(sources)
     of = np.array([column.get(clip, "") for clip in names])
     tasks = range(labels.shape[1])
     found = {
-        metric: contrasts.mean(
+        metric: statistics.mean_over_tasks(
             [
-                contrasts.figures(metric, scores[..., k], labels[:, k], counts)
+                intervals.figures(metric, scores[..., k], labels[:, k], counts)
                 for k in tasks
             ]
         )
         for metric in _METRICS
     }
     if within:
-        found["within"] = contrasts.mean(
+        found["within"] = statistics.mean_over_tasks(
             [_within(scores[..., k], labels[:, k], of, counts) for k in tasks]
         )
     return found
@@ -459,11 +459,11 @@ def _within(
         mine = (of == group) & known
         if mine.sum() >= _LEAST:
             parts.append(
-                contrasts.figures(
+                intervals.figures(
                     "srcc", scores[:, mine], labels[mine], counts[:, mine]
                 )
             )
-    return contrasts.mean(parts)
+    return statistics.mean_over_tasks(parts)
 
 
 def _run_others(options: command.Options) -> None:
@@ -551,7 +551,7 @@ def _row_others(
             strict=True,
         )
     )
-    counts = contrasts.resamples(described.sources)
+    counts = statistics.resample_sources(described.sources)
     result = []
     for method, scores in (
         (NETWORK, scored),
@@ -561,9 +561,9 @@ def _row_others(
         row |= {"clips": len(found), "runs": len(scores), "tasks": len(common)}
         for metric in _METRICS:
             one = contrasts.estimate(
-                contrasts.mean(
+                statistics.mean_over_tasks(
                     [
-                        contrasts.figures(metric, scores[..., k], labels[:, j], counts)
+                        intervals.figures(metric, scores[..., k], labels[:, j], counts)
                         for j, k in enumerate(here)
                     ]
                 )

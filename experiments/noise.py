@@ -31,7 +31,16 @@ from experiments.studying import (
     results,
     trials,
 )
-from tqa_jax import batch, evaluate, pipeline, preprocess, records, schema
+from tqa_jax import (
+    batch,
+    evaluate,
+    intervals,
+    pipeline,
+    preprocess,
+    records,
+    schema,
+    statistics,
+)
 from tqa_jax.models import presets
 
 LEVELS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -161,12 +170,12 @@ def _measure(
                 mixed = changed if name == ALL else _mix(clean, changed, name)
                 scored = scorer.scores(mixed, described) if level else plain
                 scores.setdefault((name, level), []).append(scored)
-    counts = contrasts.resamples(described.sources)
+    counts = statistics.resample_sources(described.sources)
     labels = described.labels
     return {
-        (arm, name, level, metric): contrasts.mean(
+        (arm, name, level, metric): statistics.mean_over_tasks(
             [
-                contrasts.figures(metric, np.array(some)[..., k], labels[:, k], counts)
+                intervals.figures(metric, np.array(some)[..., k], labels[:, k], counts)
                 for k in range(len(tasks))
             ]
         )
@@ -239,7 +248,7 @@ def table_rows(found: _Found) -> list[dict[str, Any]]:
         rows.append(row)
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
-        contrasts.correct(mine, ("p_seeds", "p_clips"))
+        statistics.correct(mine, ("p_seeds", "p_clips"))
     for row in rows:
         drop = row["srcc_drop"]
         better = {**row, "difference": None if drop is None else -drop}
@@ -272,7 +281,7 @@ def _compare_arms(
         one = contrasts.estimate(drops[1] - drops[0])
         row |= {"difference": one.pop("value")} | one
         rows.append(row)
-    contrasts.correct(rows, ("p_seeds", "p_clips"))
+    statistics.correct(rows, ("p_seeds", "p_clips"))
     for row in rows:
         more = row["difference"]
         row["verdict"] = results.verdict(

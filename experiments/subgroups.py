@@ -33,7 +33,7 @@ from experiments.studying import (
     results,
     trials,
 )
-from tqa_jax import cli, comparison, schema, trained
+from tqa_jax import cli, comparison, schema, statistics, trained
 
 _PERMUTATIONS = 2000
 _LEVEL = 0.05
@@ -101,7 +101,7 @@ def _run(options: command.Options) -> None:
         for task in tasks
         for row in heterogeneity(name, column, task)
     ]
-    contrasts.correct(tests, ("p",))
+    statistics.correct(tests, ("p",))
     for row in tests:
         row["verdict"] = _verdict(row)
     rows = [
@@ -179,7 +179,7 @@ def group_rows(name: str, column: groups.Column, task: Task) -> list[dict[str, A
     for group, number in collections.Counter(of).most_common():
         mine = np.array([one == group for one in of])
         sources = [s for s, there in zip(task.sources, mine, strict=True) if there]
-        counts = contrasts.resamples(sources)
+        counts = statistics.resample_sources(sources)
         row: dict[str, Any] = {"grouping": name, "group": group, "task": task.name}
         row |= {"n": number, "sources": len(set(sources))}
         reasons = []

@@ -51,6 +51,7 @@ LAYERS = (
     {"cli"},
     {
         "logistic",
+        "statistics",
         "tfrecord",
         "tfds_metadata",
         "plugins",

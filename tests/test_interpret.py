@@ -16,12 +16,12 @@ from experiments.interpreting import case as cases
 from experiments.interpreting import over_time, permutation
 from tests import small
 from tqa_jax import (
-    intervals,
     models,
     pipeline,
     preprocess,
     records,
     schema,
+    statistics,
     train,
     trained,
 )
@@ -141,9 +141,7 @@ def test_losses_are_those_of_a_loop(known):
     keep = np.isfinite(labels)
     assert 0 < keep.sum() < number
     sources = np.array(known.clips.sources)[keep]
-    counts = intervals.source_counts(
-        sources, resamples=200, rng=np.random.default_rng(3)
-    ).astype(int)
+    counts = statistics.resample_sources(sources, 200, 3)[1:].astype(int)
 
     def fall(rows):
         def srcc(scores):

@@ -9,7 +9,7 @@ import pytest
 from experiments import noise
 from experiments.studying import contrasts, rescore, trials
 from tests import small
-from tqa_jax import comparison, evaluate, intervals, metrics, records, schema
+from tqa_jax import evaluate, metrics, records, schema, statistics
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +105,12 @@ def test_figures_are_those_of_a_loop_over_resamples():
     labels[3] = np.nan
     scores = rng.normal(size=(2, 12))
     sources = [f"s{at // 3}" for at in range(12)]
-    counts = contrasts.resamples(sources, 20, seed=5)
+    counts = statistics.resample_sources(sources, 20, seed=5)
     known = ~np.isnan(labels)
-    drawn = intervals.source_counts(sources, resamples=20, rng=np.random.default_rng(5))
     for metric in ("srcc", "rmse"):
         found = contrasts.figures(metric, scores, labels, counts)
         for run in range(2):
-            for r, times in enumerate([np.ones(12), *drawn]):
+            for r, times in enumerate(counts):
                 rows = np.repeat(np.flatnonzero(known), times[known].astype(int))
                 expected = metrics.measure(metric, scores[run, rows], labels[rows])
                 value = np.nan if expected.value is None else expected.value
@@ -131,8 +130,8 @@ def test_estimate_needs_seeds_and_sources():
     assert contrasts.estimate(values[:2])["p_seeds"] is None
     alone = contrasts.estimate(values[:, :1])
     assert alone["low"] is None and alone["value"] is not None
-    assert comparison.holm([0.01, None, 0.04, 0.03]) == [0.03, None, 0.06, 0.06]
-    assert contrasts.resamples(["a", "a", "b"]).shape == (1, 3)
+    assert statistics.holm([0.01, None, 0.04, 0.03]) == [0.03, None, 0.06, 0.06]
+    assert statistics.resample_sources(["a", "a", "b"]).shape == (1, 3)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.interpreting import case as cases
-from tqa_jax import batch, ensemble, intervals, metrics, schema
+from tqa_jax import batch, ensemble, metrics, schema, statistics
 
 ALL = "all modalities"
 _SECONDS = 0.4  # That are hidden at a time.
@@ -351,10 +351,7 @@ def _mean_over_sources(
     values, sources = values[known], sources[known]
     if not len(values):
         return {"value": None, "reason": "defined for no clip"}
-    found = {"value": float(values.mean()), "low": None, "high": None}
-    if resamples and len(set(sources)) >= intervals.MIN_SOURCES:
-        rng = np.random.default_rng(seed)
-        counts = intervals.source_counts(sources, resamples=resamples, rng=rng)
-        ends = np.percentile((counts @ values) / counts.sum(axis=1), (2.5, 97.5))
-        found |= {"low": float(ends[0]), "high": float(ends[1])}
-    return found | {"clips": len(values)}
+    counts = statistics.resample_sources(sources, resamples, seed)
+    value, *draws = (counts @ values) / counts.sum(axis=1)
+    low, high = statistics.interval(np.array(draws))
+    return {"value": float(value), "low": low, "high": high, "clips": len(values)}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.studying import contrasts, derived, results, shares
-from tqa_jax import records, schema
+from experiments.studying import derived, results, shares
+from tqa_jax import intervals, records, schema
 from tqa_jax.report import files
 
 KINDS = ("all", "sure", "shuffled")
@@ -164,7 +164,7 @@ def errors(
                         np.isnan(chosen[:, k]), np.nan, pseudo.labels[:, k]
                     )
                     for metric, values in found.items():
-                        (value,) = contrasts.figures(
+                        (value,) = intervals.figures(
                             metric, np.nan_to_num(chosen[None, :, k]), hidden, every
                         )[0]
                         if np.isfinite(value):
