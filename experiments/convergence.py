@@ -36,7 +36,7 @@ from experiments.studying import (
     steps,
     trials,
 )
-from tqa_jax import cli, grid, metrics, output, schema, statistics
+from tqa_jax import cli, grid, metrics, output, run, schema, statistics
 
 SHARE = 0.95
 _REFERENCE = "fixed, tuned"
@@ -180,16 +180,14 @@ def finished(study: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 def read(folder: pathlib.Path) -> Curve:
     """Reads the validations of a finished run."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    config = run.Run.load(folder).config
     srcc, loss = [], []
     for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if line["split"] == "validation":
             srcc.append(_mean(line, "srcc"))
             loss.append(_mean(line, "loss"))
-    return Curve(
-        config["seed"], config["train"]["epochs"], np.array(srcc), np.array(loss)
-    )
+    return Curve(config.seed, config.train.epochs, np.array(srcc), np.array(loss))
 
 
 def _mean(line: Mapping[str, Any], metric: str) -> float:

@@ -40,12 +40,12 @@ from experiments.studying import (
     derived,
     figures,
     groups,
-    rescore,
     results,
     trials,
 )
 from extract.importing import folds
 from tqa_jax import cli, intervals, pipeline, records, schema, statistics
+from tqa_jax import run as run_lib
 
 RANDOM, BY_SOURCE, BY_GROUP = "random", "by source", "by group"
 NETWORK, RIDGE, NAME = "network", "ridge", "group's name"
@@ -477,7 +477,7 @@ def _run_others(options: command.Options) -> None:
     (trained,) = trials.run(
         options.base, chosen, seeds=options.seeds, folder=options.out / "runs"
     ).values()
-    scorers = rescore.load([one.folder for one in trained])
+    runs = [run_lib.Run.load(one.folder) for one in trained]
     own = {
         split: list(records.read_split(options.data, options.info, split))
         for split in schema.SPLITS
@@ -486,13 +486,13 @@ def _run_others(options: command.Options) -> None:
     for text in options.more.others.split(","):
         path = cli.path(text)
         info = schema.load(path)
-        rescore.check(scorers[0].run, info, path)
+        _check(runs[0], info, path)
         found = [clip for _, clip in derived.pairs(path)]
         asked[f"{info.name} ({path.name})"] = (info, found)
     rows = [
         row
         for name, (info, found) in asked.items()
-        for row in _row_others(name, info, found, own, scorers, options.info)
+        for row in _row_others(name, info, found, own, runs, options.info)
     ]
     results.write(
         options,
@@ -500,7 +500,7 @@ def _run_others(options: command.Options) -> None:
         rows,
         table=results.markdown([_shown(row) for row in rows]),
         said=[
-            f"{len(scorers)} seeds of fixed weights, {options.draws} settings tried by "
+            f"{len(runs)} seeds of fixed weights, {options.draws} settings tried by "
             f"validation, trained on {options.info.name} alone, and ridge regression "
             "on the same clips. Figures are means over the tasks that both sets have, "
             "intervals 95 % over sources. Sets have other clips, so rows of different "
@@ -512,12 +512,43 @@ def _run_others(options: command.Options) -> None:
     )
 
 
+def _check(run: run_lib.Run, info: schema.DatasetInfo, path: pathlib.Path) -> None:
+    """Checks that a run can score a data set and be judged by its labels.
+
+    Raises:
+        InputError: naming a modality that is missing or was measured otherwise, or a
+            task that is missing or has another range.
+    """
+    theirs = {one.name: one for one in info.schema.modalities}
+    for one in run.schema.modalities:
+        other = theirs.get(one.name)
+        if other is None or dataclasses.replace(other, description="") != (
+            dataclasses.replace(one, description="")
+        ):
+            said = "no such modality" if other is None else f"{other}"
+            raise schema.InputError(
+                f"{path} does not fit: trained on {one}, there {said}; measure both "
+                "data sets in the same way"
+            )
+    ranges = {task.name: (task.low, task.high) for task in info.schema.tasks}
+    for task in run.schema.tasks:
+        if ranges.get(task.name, (task.low, task.high)) != (task.low, task.high):
+            raise schema.InputError(
+                f"{path} does not fit: {task.name} is {task.low:g} to {task.high:g} in "
+                f"training and {ranges[task.name]} there"
+            )
+    if not any(task.name in ranges for task in run.schema.tasks):
+        raise schema.InputError(
+            f"{path} has none of the tasks {', '.join(run.schema.task_names)}"
+        )
+
+
 def _row_others(
     name: str,
     info: schema.DatasetInfo,
     found: Sequence[records.Clip],
     own: Mapping[str, Sequence[records.Clip]],
-    scorers: Sequence[rescore.Scorer],
+    runs: Sequence[run_lib.Run],
     mine: schema.DatasetInfo,
 ) -> list[dict[str, Any]]:
     """The rows of one data set."""
@@ -535,11 +566,13 @@ def _row_others(
         )
         for clip in found
     ]
-    described = scorers[0].describe(plain)
+    described = pipeline.describe(
+        plain, runs[0].config.data.max_frames, runs[0].transforms
+    )
     if not described.names:
         raise schema.InputError(f"{name} has no clip with a measured frame to test on")
     found, plain = ([part[n] for n in described.record] for part in (found, plain))
-    scored = np.array([s.scores(s.windows(plain), described) for s in scorers])
+    scored = np.array([run.score(*run.windows(plain)) for run in runs])
     labels = np.array([clip.labels.astype(float)[there] for clip in found])
     train, test = ([*own["train"], *own["validation"]], plain)
     everything = table([*train, *test])

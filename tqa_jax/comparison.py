@@ -10,7 +10,6 @@ A task whose predictions are constant counts as a correlation of 0 (see
 setting gains nothing by a task that drops out of its mean.
 """
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,33 +19,17 @@ import numpy as np
 from scipy import stats
 
 from tqa_jax import (
+    evaluate,
     grid,
     intervals,
     metrics,
     output,
-    run_folder,
     statistics,
     sweep_folder,
 )
+from tqa_jax import run as run_lib
 
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Test clips of a run.
-
-    Attributes:
-        clips: their names.
-        sources: of each clip.
-        scores: predicted, by task.
-        labels: opinion scores, by task; NaN where missing.
-    """
-
-    clips: tuple[str, ...]
-    sources: tuple[str, ...]
-    scores: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
 
 
 class Found(NamedTuple):
@@ -77,7 +60,7 @@ class Outcome:
     setting: Mapping[str, Any]
     seed: int
     results: Mapping[str, Any] | None
-    predictions: Predictions | None
+    predictions: evaluate.Predictions | None
 
 
 def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path) -> Found:
@@ -113,9 +96,9 @@ def _outcome(run: grid.Run, folder: pathlib.Path) -> Outcome:
     status = sweep_folder.status(folder)
     if status is None or status["reason"]:
         return Outcome(run.setting, run.config.seed, None, None)
-    results = run_folder.read_json(folder / "results.json", "start the sweep again")
-    predictions = read_predictions(folder / "predictions.csv")
-    return Outcome(run.setting, run.config.seed, results, predictions)
+    found = run_lib.Run.load(folder)
+    predictions = found.predictions().of("test")
+    return Outcome(run.setting, run.config.seed, found.results, predictions)
 
 
 def _run_row(run: grid.Run, outcome: Outcome, status: Mapping[str, Any]) -> Row:
@@ -128,23 +111,6 @@ def _run_row(run: grid.Run, outcome: Outcome, status: Mapping[str, Any]) -> Row:
     for key in ("seconds_of_last_start", "reason"):
         row[key] = status[key]
     return row
-
-
-def read_predictions(path: pathlib.Path) -> Predictions:
-    """Reads the test clips of a run's `predictions.csv`."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    names = [key.removesuffix("_score") for key in rows[0] if key.endswith("_score")]
-
-    def column(key: str) -> np.ndarray:
-        return np.array([float(row[key] or "nan") for row in rows])
-
-    return Predictions(
-        tuple(row["clip"] for row in rows),
-        tuple(row["source"] for row in rows),
-        {name: column(f"{name}_score") for name in names},
-        {name: column(f"{name}_label") for name in names},
-    )
 
 
 def compare(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -297,18 +263,18 @@ def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     """Interval and test of the difference by a paired bootstrap of sources."""
     seeds = {o.seed for o in done} & {o.seed for o in first}
     runs = [o.predictions for side in (done, first) for o in side if o.seed in seeds]
-    asked = {(p.clips, p.sources, tuple(p.labels)) for p in runs}
+    asked = {(tuple(p.clips), tuple(p.sources), p.tasks) for p in runs}
     if len(asked) != 1:
         return {"low": None, "high": None, "p_clips": None}
     counts = statistics.resample_sources(runs[0].sources)[1:]
     by_task = [
         np.concatenate(
             [
-                intervals.figures("srcc", p.scores[task][None], p.labels[task], counts)
+                intervals.figures("srcc", p.scores[:, k][None], p.labels[:, k], counts)
                 for p in runs
             ]
         )
-        for task in runs[0].labels
+        for k in range(len(runs[0].tasks))
     ]
     values = statistics.mean_over_tasks(by_task)
     one, other = np.split(values, [len(runs) // 2])

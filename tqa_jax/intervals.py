@@ -11,7 +11,8 @@ from tqa_jax import logistic as logistic_lib
 from tqa_jax import metrics, statistics
 from tqa_jax import schema as schema_lib
 
-_FEW_SOURCES = 20
+FEW_SOURCES = 20
+"""Sources below which intervals are too narrow to be read without a word."""
 Mappings = Mapping[str, logistic_lib.Logistic]
 
 
@@ -24,6 +25,8 @@ class Difference(NamedTuple):
         low: lower end of the 95 % interval.
         high: upper end.
         p: two-sided, of the difference being 0.
+        first: the metric of the first run, where there is a difference.
+        second: of the second.
     """
 
     value: float | None
@@ -31,6 +34,8 @@ class Difference(NamedTuple):
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    first: float | None = None
+    second: float | None = None
 
 
 def interval(
@@ -259,13 +264,14 @@ def table(result: Mapping[str, Any]) -> str:
     drawn = result["intervals"]
     if drawn["resamples"]:
         line = "95 % intervals from {resamples} resamples of {sources} sources"
-        few = drawn["sources"] < _FEW_SOURCES
+        few = drawn["sources"] < FEW_SOURCES
         lines.append(line.format(**drawn) + ("; too narrow for so few" if few else ""))
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _difference(values: np.ndarray, sources: np.ndarray) -> Difference:
     """The difference of two runs' figures (2, 1 + R), with its interval."""
+    first, second = map(float, values[:, 0])
     value, *draws = values[0] - values[1]
     if not math.isfinite(value):
         return Difference(None, "not a finite number on these predictions")
@@ -273,7 +279,7 @@ def _difference(values: np.ndarray, sources: np.ndarray) -> Difference:
         draws = []
     tested = statistics.paired(np.array(draws))
     reason = _reason(np.array(draws), sources) if tested.p is None else ""
-    return Difference(float(value), reason, *tested)
+    return Difference(float(value), reason, *tested, first, second)
 
 
 def _reason(draws: np.ndarray, sources: Sequence[str]) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.studying import derived, results, shares
-from tqa_jax import intervals, records, schema
-from tqa_jax.report import files
+from tqa_jax import intervals, records, run, schema
 
 KINDS = ("all", "sure", "shuffled")
 
@@ -70,15 +69,14 @@ def teaching(
 
 def read(folder: pathlib.Path, tasks: Sequence[schema.Task]) -> Pseudo:
     """Reads what a teacher said of the clips that it was not trained on."""
-    found = files.predictions(folder / "predictions.csv", [task.name for task in tasks])
-    there = found.splits == "test"
+    found = run.Run.load(folder).predictions().of("test")
     low = np.array([task.low for task in tasks])
     high = np.array([task.high for task in tasks])
     return Pseudo(
-        tuple(found.clips[there].tolist()),
-        np.clip(found.scores[there], low, high),
-        found.labels[there],
-        found.spread[there],
+        tuple(found.clips),
+        np.clip(found.scores, low, high),
+        found.labels,
+        found.spread,
     )
 
 
