@@ -135,7 +135,11 @@ def test_clips_are_matched_by_name_in_any_order(pair, tmp_path):
     moved = write(
         tmp_path / "moved", second[order], labels[order], names=names, tasks=TASKS
     )
-    assert compare.compare(folders[0], moved)[1] == compare.compare(*folders)[1]
+    rows = compare.compare(folders[0], moved, resamples=50)[1]
+    expected = compare.compare(*folders, resamples=50)[1]
+    for row, wanted in zip(rows, expected, strict=True):
+        # Of the logistic fit, the order of clips changes the rounding.
+        assert row == (pytest.approx(wanted) if "fit" in row["metric"] else wanted)
     fewer = write(tmp_path / "fewer", second[:36], labels[:36])
     said, rows = compare.compare(folders[0], fewer, resamples=20)
     assert "60 and 36, of which 36 are common" in said
@@ -206,7 +210,7 @@ def test_runs_that_do_not_fit_are_one_line(pair, tmp_path, capsys, change, messa
 def test_bad_input_is_one_line(pair, tmp_path, capsys):
     folder = pair[-1][0]
     damaged = write(tmp_path / "damaged", *pair[0][:1], pair[1])
-    (damaged / "predictions.csv").write_text("clip,source\n")
+    (damaged / "predictions.csv").write_text("clip,source\na,b\n")
     (tmp_path / "nothing").mkdir()
     for arguments, message in (
         ([tmp_path / "nothing"], "holds no run"),
