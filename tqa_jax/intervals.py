@@ -55,11 +55,12 @@ def interval(
     """
     if ready.reason:
         return metrics.Value(None, ready.reason)
-    value, *draws = metrics.resampled(metric, ready.scores, ready.labels, counts)
+    values = metrics.resampled(metric, ready.scores, ready.labels, counts)
+    value, draws = values[0], values[1:]
     if math.isnan(value):
         return metrics.Value(None, "not a finite number on these predictions")
-    low, high = statistics.interval(np.array(draws))
-    reason = _reason(np.array(draws), sources) if low is None else ""
+    low, high = statistics.interval(draws)
+    reason = _reason(draws, sources) if low is None else ""
     return metrics.Value(float(value), reason, low, high)
 
 
@@ -272,14 +273,14 @@ def table(result: Mapping[str, Any]) -> str:
 def _difference(values: np.ndarray, sources: np.ndarray) -> Difference:
     """The difference of two runs' figures (2, 1 + R), with its interval."""
     first, second = map(float, values[:, 0])
-    value, *draws = values[0] - values[1]
-    if not math.isfinite(value):
+    if not math.isfinite(first - second):
         return Difference(None, "not a finite number on these predictions")
+    draws = values[0, 1:] - values[1, 1:]
     if len(set(sources)) < statistics.MIN_SOURCES:
-        draws = []
-    tested = statistics.paired(np.array(draws))
-    reason = _reason(np.array(draws), sources) if tested.p is None else ""
-    return Difference(float(value), reason, *tested, first, second)
+        draws = draws[:0]
+    tested = statistics.paired(draws)
+    reason = _reason(draws, sources) if tested.p is None else ""
+    return Difference(first - second, reason, *tested, first, second)
 
 
 def _reason(draws: np.ndarray, sources: Sequence[str]) -> str:
