@@ -26,23 +26,20 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from scipy import stats
 
 from experiments import timing
 from experiments.studying import (
     command,
-    contrasts,
     figures,
     results,
     steps,
     trials,
 )
-from tqa_jax import cli, grid, metrics, output, schema
+from tqa_jax import cli, grid, metrics, output, run, schema, statistics
 
 SHARE = 0.95
 _REFERENCE = "fixed, tuned"
 _ROUNDS, _QUICK_ROUNDS = 20, 3
-_LEAST_SEEDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,16 +179,14 @@ def finished(study: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 def read(folder: pathlib.Path) -> Curve:
     """Reads the validations of a finished run."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    config = run.Run.load(folder).config
     srcc, loss = [], []
     for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if line["split"] == "validation":
             srcc.append(_mean(line, "srcc"))
             loss.append(_mean(line, "loss"))
-    return Curve(
-        config["seed"], config["train"]["epochs"], np.array(srcc), np.array(loss)
-    )
+    return Curve(config.seed, config.train.epochs, np.array(srcc), np.array(loss))
 
 
 def _mean(line: Mapping[str, Any], metric: str) -> float:
@@ -256,11 +251,10 @@ def summarise(
             ]
             if pairs:
                 row["difference"] = float(np.mean(pairs))
-            if len(pairs) >= _LEAST_SEEDS and np.ptp(pairs) > 0:
-                row["p_seeds"] = float(stats.ttest_1samp(pairs, 0.0).pvalue)
+            row["p_seeds"] = statistics.paired_t(pairs)
         row["seconds_an_epoch"] = seconds[case]
         rows.append(row)
-    contrasts.correct(rows, ("p_seeds",))
+    statistics.correct(rows, ("p_seeds",))
     for number, row in enumerate(rows):
         # One test in place of two: there are no clips to resample.
         both = {**row, "p_clips": row["p_seeds"]}

@@ -26,7 +26,8 @@ import numpy as np
 
 from experiments import timing
 from experiments.studying import by_seed, command, results, teacher, trials
-from tqa_jax import export, output, records, schema, scorer, trained
+from tqa_jax import export, output, records, schema, scorer
+from tqa_jax import run as run_lib
 from tqa_jax.models import presets
 
 _TEACHER, _LABELS = "teacher", "labels"
@@ -190,7 +191,7 @@ def measure(
     ]
     cases, rows = {}, []
     for number, (name, folder) in enumerate(folders.items()):
-        run = teacher.only(trained.load(folder), options.info.schema.tasks)
+        run = teacher.only(run_lib.Run.load(folder), options.info.schema.tasks)
         data = export.pack(export.describe(run), export.collect(run))
         path = options.out / f"scorer{number}.npz"
         output.write(path, data)

@@ -39,12 +39,12 @@ from experiments.studying import (
     derived,
     figures,
     groups,
-    rescore,
     results,
     trials,
 )
 from extract import folds
-from tqa_jax import cli, pipeline, records, schema
+from tqa_jax import cli, intervals, pipeline, records, schema, statistics
+from tqa_jax import run as run_lib
 
 RANDOM, BY_SOURCE, BY_GROUP = "random", "by source", "by group"
 NETWORK, RIDGE, NAME = "network", "ridge", "group's name"
@@ -407,7 +407,7 @@ def judge(
             found = contrasts.estimate(both[0][metric] - both[1][metric])
             row = {"comparison": name, "figure": metric, "clips": int(there.sum())}
             tests.append(row | {"difference": found.pop("value")} | found)
-    contrasts.correct(tests, ("p_seeds", "p_clips"))
+    statistics.correct(tests, ("p_seeds", "p_clips"))
     for row in tests:
         row["verdict"] = results.verdict(row)
     return rows, tests
@@ -425,20 +425,20 @@ def _figures(
     labels, scores = clips.labels[there], scores[:, there]
     names = [clip for clip, one in zip(clips.clips, there, strict=True) if one]
     sources = [s for s, one in zip(clips.sources, there, strict=True) if one]
-    counts = contrasts.resamples(sources)
+    counts = statistics.resample_sources(sources)
     of = np.array([column.get(clip, "") for clip in names])
     tasks = range(labels.shape[1])
     found = {
-        metric: contrasts.mean(
+        metric: statistics.mean_over_tasks(
             [
-                contrasts.figures(metric, scores[..., k], labels[:, k], counts)
+                intervals.figures(metric, scores[..., k], labels[:, k], counts)
                 for k in tasks
             ]
         )
         for metric in _METRICS
     }
     if within:
-        found["within"] = contrasts.mean(
+        found["within"] = statistics.mean_over_tasks(
             [_within(scores[..., k], labels[:, k], of, counts) for k in tasks]
         )
     return found
@@ -457,11 +457,11 @@ def _within(
         mine = (of == group) & known
         if mine.sum() >= _LEAST:
             parts.append(
-                contrasts.figures(
+                intervals.figures(
                     "srcc", scores[:, mine], labels[mine], counts[:, mine]
                 )
             )
-    return contrasts.mean(parts)
+    return statistics.mean_over_tasks(parts)
 
 
 def _run_others(options: command.Options) -> None:
@@ -475,7 +475,7 @@ def _run_others(options: command.Options) -> None:
     (trained,) = trials.run(
         options.base, chosen, seeds=options.seeds, folder=options.out / "runs"
     ).values()
-    scorers = rescore.load([one.folder for one in trained])
+    runs = [run_lib.Run.load(one.folder) for one in trained]
     own = {
         split: list(records.read_split(options.data, options.info, split))
         for split in schema.SPLITS
@@ -484,13 +484,13 @@ def _run_others(options: command.Options) -> None:
     for text in options.given.others.split(","):
         path = cli.path(text)
         info = schema.load(path)
-        rescore.check(scorers[0].run, info, path)
+        _check(runs[0], info, path)
         found = [clip for _, clip in derived.pairs(path)]
         asked[f"{info.name} ({path.name})"] = (info, found)
     rows = [
         row
         for name, (info, found) in asked.items()
-        for row in _row_others(name, info, found, own, scorers, options.info)
+        for row in _row_others(name, info, found, own, runs, options.info)
     ]
     results.write(
         options,
@@ -498,7 +498,7 @@ def _run_others(options: command.Options) -> None:
         rows,
         table=results.markdown([_shown(row) for row in rows]),
         said=[
-            f"{len(scorers)} seeds of fixed weights, {options.draws} settings tried by "
+            f"{len(runs)} seeds of fixed weights, {options.draws} settings tried by "
             f"validation, trained on {options.info.name} alone, and ridge regression "
             "on the same clips. Figures are means over the tasks that both sets have, "
             "intervals 95 % over sources. Sets have other clips, so rows of different "
@@ -510,12 +510,43 @@ def _run_others(options: command.Options) -> None:
     )
 
 
+def _check(run: run_lib.Run, info: schema.DatasetInfo, path: pathlib.Path) -> None:
+    """Checks that a run can score a data set and be judged by its labels.
+
+    Raises:
+        InputError: naming a modality that is missing or was measured otherwise, or a
+            task that is missing or has another range.
+    """
+    theirs = {one.name: one for one in info.schema.modalities}
+    for one in run.schema.modalities:
+        other = theirs.get(one.name)
+        if other is None or dataclasses.replace(other, description="") != (
+            dataclasses.replace(one, description="")
+        ):
+            said = "no such modality" if other is None else f"{other}"
+            raise schema.InputError(
+                f"{path} does not fit: trained on {one}, there {said}; measure both "
+                "data sets in the same way"
+            )
+    ranges = {task.name: (task.low, task.high) for task in info.schema.tasks}
+    for task in run.schema.tasks:
+        if ranges.get(task.name, (task.low, task.high)) != (task.low, task.high):
+            raise schema.InputError(
+                f"{path} does not fit: {task.name} is {task.low:g} to {task.high:g} in "
+                f"training and {ranges[task.name]} there"
+            )
+    if not any(task.name in ranges for task in run.schema.tasks):
+        raise schema.InputError(
+            f"{path} has none of the tasks {', '.join(run.schema.task_names)}"
+        )
+
+
 def _row_others(
     name: str,
     info: schema.DatasetInfo,
     found: Sequence[records.Clip],
     own: Mapping[str, Sequence[records.Clip]],
-    scorers: Sequence[rescore.Scorer],
+    runs: Sequence[run_lib.Run],
     mine: schema.DatasetInfo,
 ) -> list[dict[str, Any]]:
     """The rows of one data set."""
@@ -533,11 +564,13 @@ def _row_others(
         )
         for clip in found
     ]
-    described = scorers[0].describe(plain)
+    described = pipeline.describe(
+        plain, runs[0].config.data.max_frames, runs[0].transforms
+    )
     if not described.names:
         raise schema.InputError(f"{name} has no clip with a measured frame to test on")
     found, plain = ([part[n] for n in described.record] for part in (found, plain))
-    scored = np.array([s.scores(s.windows(plain), described) for s in scorers])
+    scored = np.array([run.score(*run.windows(plain)) for run in runs])
     labels = np.array([clip.labels.astype(float)[there] for clip in found])
     train, test = ([*own["train"], *own["validation"]], plain)
     everything = table([*train, *test])
@@ -549,7 +582,7 @@ def _row_others(
             strict=True,
         )
     )
-    counts = contrasts.resamples(described.sources)
+    counts = statistics.resample_sources(described.sources)
     result = []
     for method, scores in (
         (NETWORK, scored),
@@ -559,9 +592,9 @@ def _row_others(
         row |= {"clips": len(found), "runs": len(scores), "tasks": len(common)}
         for metric in _METRICS:
             one = contrasts.estimate(
-                contrasts.mean(
+                statistics.mean_over_tasks(
                     [
-                        contrasts.figures(metric, scores[..., k], labels[:, j], counts)
+                        intervals.figures(metric, scores[..., k], labels[:, j], counts)
                         for j, k in enumerate(here)
                     ]
                 )

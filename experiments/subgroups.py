@@ -33,7 +33,7 @@ from experiments.studying import (
     results,
     trials,
 )
-from tqa_jax import comparison, schema, trained
+from tqa_jax import evaluate, run, schema, statistics
 
 _PERMUTATIONS = 2000
 _LEVEL = 0.05
@@ -100,7 +100,7 @@ def _run(options: command.Options) -> None:
         for task in tasks
         for row in heterogeneity(name, column, task)
     ]
-    contrasts.correct(tests, ("p",))
+    statistics.correct(tests, ("p",))
     for row in tests:
         row["verdict"] = _verdict(row)
     rows = [
@@ -126,15 +126,11 @@ def _run(options: command.Options) -> None:
 
 def _runs(
     options: command.Options,
-) -> tuple[list[comparison.Predictions], dict[str, Any]]:
+) -> tuple[list[evaluate.Predictions], dict[str, Any]]:
     """Test predictions of the runs to look at, and the settings that were chosen."""
     folder = options.given.workdir
     if folder is not None:
-        path = folder / "predictions.csv"
-        trained.load(folder)
-        if not path.is_file():
-            raise schema.InputError(f"{path} is missing; train the run again")
-        return [comparison.read_predictions(path)], {}
+        return [run.Run.load(folder).predictions().of("test")], {}
     case = trials.tuned_fixed(options)
     chosen = trials.tune(
         options.base,
@@ -148,19 +144,19 @@ def _runs(
     return [one.outcome.predictions for one in found["fixed, tuned"]], chosen
 
 
-def _tasks(runs: Sequence[comparison.Predictions]) -> list[Task]:
+def _tasks(runs: Sequence[evaluate.Predictions]) -> list[Task]:
     first = runs[0]
     found = []
-    for name, labels in first.labels.items():
-        known = np.flatnonzero(~np.isnan(labels))
-        if len(known):
+    for k, name in enumerate(first.tasks):
+        known = ~np.isnan(first.labels[:, k])
+        if known.any():
             found.append(
                 Task(
                     name,
-                    tuple(first.clips[at] for at in known),
-                    tuple(first.sources[at] for at in known),
-                    np.array([run.scores[name][known] for run in runs]),
-                    labels[known],
+                    tuple(first.clips[known]),
+                    tuple(first.sources[known]),
+                    np.array([each.scores[known, k] for each in runs]),
+                    first.labels[known, k],
                 )
             )
     return found
@@ -178,7 +174,7 @@ def group_rows(name: str, column: groups.Column, task: Task) -> list[dict[str, A
     for group, number in collections.Counter(of).most_common():
         mine = np.array([one == group for one in of])
         sources = [s for s, there in zip(task.sources, mine, strict=True) if there]
-        counts = contrasts.resamples(sources)
+        counts = statistics.resample_sources(sources)
         row: dict[str, Any] = {"grouping": name, "group": group, "task": task.name}
         row |= {"n": number, "sources": len(set(sources))}
         reasons = []

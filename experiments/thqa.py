@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tqa_jax import cli, fleet, output, run_folder, schema
+from tqa_jax import cli, fleet, output, run_folder, schema, statistics
 
 with cli.imports():
     from experiments.talking_heads import (
@@ -91,7 +91,7 @@ def _run(given: Options) -> None:
         if protocol == "generator":
             units["generator"] = clips.generators
         for unit, groups in units.items():
-            counts = agreement.resamples(groups.tolist(), given.resamples)
+            counts = statistics.resample_sources(groups, given.resamples)
             described = agreement.describe(
                 scores[protocol], mapped, clips, tests, counts
             )

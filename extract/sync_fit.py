@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from extract import sound
 from extract.backends import head as sync_head
-from tqa_jax import schema
+from tqa_jax import schema, statistics
 
 MIN_SECONDS = 20.0
 """Least length of all clips together; 60 s of many speakers is a start."""
@@ -250,16 +250,15 @@ def table(tested: Sequence[Tested]) -> str:
     if not shares:
         return "\n".join([*lines, f"no clip has {TEST_ROWS / schema.FPS:g} s"])
     values = np.array(shares)
-    drawn = np.random.default_rng(0).integers(
-        len(values), size=(_RESAMPLES, len(values))
-    )
-    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975), axis=0)
+    counts = statistics.resample_sources(range(len(values)), _RESAMPLES, least=1)
     names = ("exact", "within 1 frame", "within 2 frames", "within 1 frame, as is")
     count = sum(len(one.errors) for one in tested)
     lines.append(
         f"mean of {len(values)} clips ({count} stretches of {TEST_ROWS / schema.FPS:g} "
         f"s, {len(_SHIFTS)} shifts each), 95 % interval over clips:"
     )
-    for name, mean, a, b in zip(names, values.mean(axis=0), low, high, strict=True):
-        lines.append(f"  {name:22} {mean:.2f} ({a:.2f} to {b:.2f})")
+    means = counts @ values / len(values)  # (1 + R, shares)
+    for name, (mean, *draws) in zip(names, means.T, strict=True):
+        low, high = statistics.interval(np.array(draws))
+        lines.append(f"  {name:22} {mean:.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tqa_jax import comparison, intervals, output, schema
+from tqa_jax import comparison, evaluate, intervals, output, schema
 
 
 def outcome(setting, seed, value, predictions=None, task=None):
@@ -25,11 +25,15 @@ def outcome(setting, seed, value, predictions=None, task=None):
 
 
 def predicted(scores, labels=None, sources=None):
-    clips = tuple(f"c{i}" for i in range(len(scores)))
+    clips = [f"c{i}" for i in range(len(scores))]
     labels = np.arange(float(len(scores))) if labels is None else labels
-    return comparison.Predictions(
-        clips, tuple(sources or clips), {"a": scores}, {"a": labels}
-    )
+    return predictions(("a",), clips, sources, scores[:, None], labels[:, None])
+
+
+def predictions(tasks, clips, sources, scores, labels):
+    names = (np.array(each, object) for each in (clips, sources or clips))
+    splits = np.full(len(clips), "test", object)
+    return evaluate.Predictions(tasks, *names, splits, scores, labels, scores * np.nan)
 
 
 def evaluated(setting, seed, scores, labels, sources=None):
@@ -38,13 +42,9 @@ def evaluated(setting, seed, scores, labels, sources=None):
     sources = sources or clips
     tasks = [schema.Task(name) for name in "abcde"[: labels.shape[1]]]
     results = intervals.report(scores, labels, sources, tasks, resamples=0)
-    predictions = comparison.Predictions(
-        clips,
-        tuple(sources),
-        {task.name: scores[:, k] for k, task in enumerate(tasks)},
-        {task.name: labels[:, k] for k, task in enumerate(tasks)},
-    )
-    return comparison.Outcome({"name": setting}, seed, results, predictions)
+    names = tuple(task.name for task in tasks)
+    found = predictions(names, clips, sources, scores, labels)
+    return comparison.Outcome({"name": setting}, seed, results, found)
 
 
 def test_a_setting_whose_hard_task_collapsed_is_not_better():
@@ -158,7 +158,7 @@ def test_test_over_clips_sees_a_better_setting_and_no_difference_where_none_is()
     values = [
         np.mean(
             [
-                stats.spearmanr(of(noise, start + seed).scores["a"], labels)[0]
+                stats.spearmanr(of(noise, start + seed).scores[:, 0], labels)[0]
                 for seed in range(3)
             ]
         )
@@ -179,26 +179,16 @@ def test_runs_on_other_clips_are_not_compared_clip_by_clip():
 
 def test_runs_with_other_tasks_are_not_compared_clip_by_clip():
     one = predicted(np.arange(6.0))
+    twice = np.zeros(2, int)
     both = dataclasses.replace(
-        one,
-        scores={"b": one.scores["a"], **one.scores},
-        labels={"b": one.labels["a"], **one.labels},
+        one, tasks=("b", "a"), scores=one.scores[:, twice], labels=one.labels[:, twice]
     )
     rows = comparison.compare([outcome("x", 0, 0.5, one), outcome("y", 0, 0.6, both)])
     assert rows[1]["p_clips"] is None and rows[1]["difference"] == pytest.approx(0.1)
 
 
-def test_csv_has_all_columns_and_predictions_are_read_back(tmp_path):
+def test_csv_has_all_columns():
     rows = comparison.compare([outcome("x", 0, 0.25), outcome("y", 0, 0.5)])
     (first, second) = csv.DictReader(io.StringIO(output.table_of(rows)))
     assert first["srcc"] == "0.25" and first["p_seeds"] == ""
     assert float(second["difference"]) == 0.25
-    file = tmp_path / "predictions.csv"
-    file.write_text(
-        "clip,source,split,a_score,a_label,a_spread\n"
-        "k,s,validation,1,1,\nl,s,test,2.5,,0.1\nm,t,test,3,4,0.1\n"
-    )
-    found = comparison.read_predictions(file)
-    assert (found.clips, found.sources) == (("l", "m"), ("s", "t"))
-    np.testing.assert_array_equal(found.labels["a"], [np.nan, 4])
-    np.testing.assert_array_equal(found.scores["a"], [2.5, 3])

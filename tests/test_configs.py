@@ -15,6 +15,7 @@ from tests import small
 from tqa_jax import (
     assemble,
     grid,
+    models,
     prepare,
     schema,
     surgery,
@@ -63,7 +64,7 @@ def test_config_builds_and_its_step_lowers(name, data):
     )
     assert metrics["loss"].shape == (2, 3)
     widths = {name: data.transforms[name].width for name in data.modalities}
-    model = assemble.make_model(config, widths, data.info.schema.tasks)
+    model = models.from_config(config, widths, data.info.schema.tasks)
     assert model.options["preset"] == config.model.preset
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests import small
 from tests import test_train_step as steps
-from tqa_jax import ensemble, schema, train, train_step, trained
+from tqa_jax import ensemble, schema, train, train_step
+from tqa_jax import run as run_lib
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def test_members_equal_runs_of_their_seeds():
         steps.assert_close(weights, alone.weighting, atol=2e-5)
         losses.append(one["loss"])
     np.testing.assert_allclose(metrics["loss"], np.mean(losses, axis=0), rtol=1e-4)
-    scores = jax.jit(ensemble.members(model.apply))(state.params, found)
+    scores = jax.jit(ensemble.members(model.apply, 3))(state.params, found)
     member = jax.tree.map(lambda leaf: leaf[1], state.params)
     np.testing.assert_allclose(scores[1], model.apply(member, found), rtol=1e-5)
 
@@ -72,7 +73,7 @@ def test_a_run_of_members_is_calibrated_and_learns(run):
 
 @pytest.mark.slow
 def test_a_finished_run_is_read_back_without_its_data(run):
-    found = trained.load(run)
+    found = run_lib.Run.load(run)
     assert [m.name for m in found.schema.modalities] == ["visual", "audio", "sync"]
     assert len(found.members) == 3
     assert found.results["confidence"]["spread_over"] == "3 members"
@@ -86,16 +87,16 @@ def test_a_finished_run_is_read_back_without_its_data(run):
 @pytest.mark.slow
 def test_what_is_no_finished_run_is_refused(tmp_path, run):
     with pytest.raises(schema.InputError, match="holds no run"):
-        trained.load(tmp_path)
+        run_lib.Run.load(tmp_path)
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     with pytest.raises(schema.InputError, match="not finished"):
-        trained.load(tmp_path)
+        run_lib.Run.load(tmp_path)
     old = json.loads((tmp_path / "config.json").read_text())
     del old["config"]["train"]["members"]
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps(old))
     with pytest.raises(schema.InputError, match="of an earlier version"):
-        trained.load(tmp_path)
+        _ = run_lib.Run.load(tmp_path).members
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(schema.InputError, match="results.json is damaged"):
-        trained.load(tmp_path)
+        run_lib.Run.load(tmp_path)

@@ -269,3 +269,19 @@ def test_ranges_of_tasks_reach_the_class_metrics():
     np.testing.assert_allclose(
         found["tasks"]["mos"]["accuracy3"]["value"], np.mean(thirds[0] == thirds[1])
     )
+
+
+def test_predictions_are_read_back(tmp_path):
+    file = tmp_path / "predictions.csv"
+    file.write_text(
+        "clip,source,split,a_score,a_label,a_spread\n"
+        "k,s,validation,1,1,\nl,s,test,2.5,,0.1\nm,t,test,3,4,0.1\n"
+    )
+    whole = evaluate.read_predictions(file)
+    found = whole.of("test")
+    assert whole.tasks == ("a",) and len(whole.clips) == 3
+    assert (list(found.clips), list(found.sources)) == (["l", "m"], ["s", "t"])
+    np.testing.assert_array_equal(found.labels[:, 0], [np.nan, 4])
+    np.testing.assert_array_equal(found.scores[:, 0], [2.5, 3])
+    with pytest.raises(schema.InputError, match="damaged: no 'b_score'"):
+        evaluate.read_predictions(file, ["b"])

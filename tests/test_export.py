@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests import test_scorer
-from tqa_jax import export, preprocess, schema, scorer, trained
+from tqa_jax import export, preprocess, schema, scorer
+from tqa_jax import run as run_lib
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def run():
 @pytest.fixture
 def command(run, monkeypatch, tmp_path):
     """Runs the command on the run that was never trained."""
-    monkeypatch.setattr(trained, "load", lambda workdir: run)
+    monkeypatch.setattr(run_lib.Run, "load", lambda workdir: run)
 
     def call(*arguments, out="scorer.npz"):
         (tmp_path / "run").mkdir(exist_ok=True)
@@ -166,8 +167,6 @@ def test_mistakes_are_one_line(command, tmp_path, capsys, monkeypatch):
 def test_options_of_a_configuration_become_json(run):
     options = dict(run.model.options)
     options["embedder_hidden"] = ml_collections.ConfigDict({"audio": 5})
-    described = export.describe(
-        trained.Trained(**{**vars(run), "model": run.model._replace(options=options)})
-    )
+    described = export.describe(run.but(model=run.model._replace(options=options)))
     assert json.loads(json.dumps(described)) == described
     assert described["options"]["embedder_hidden"] == {"audio": 5}

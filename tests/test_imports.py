@@ -14,13 +14,15 @@ OUTSIDE = {"configs", "extract", "experiments", "tests"}
 # module. A new module gets its place here.
 LAYERS = (
     {"sweep"},
-    {"main", "data", "export", "score", "report"},
-    {"train", "trained", "score_page", "extraction"},
+    {"main", "data", "export", "score", "report", "compare"},
+    {"train", "score_page", "extraction"},
     {"lockstep"},
     {"trial"},
     {"conclude", "fleet"},
     {"assemble", "runner"},
-    {"ensemble", "start"},
+    {"start", "comparison"},
+    {"run"},
+    {"ensemble"},
     {
         "train_step",
         "evaluate",
@@ -29,7 +31,6 @@ LAYERS = (
         "checkpoint",
         "prepare",
         "audit",
-        "comparison",
     },
     {
         "models",
@@ -51,6 +52,7 @@ LAYERS = (
     {"cli"},
     {
         "logistic",
+        "statistics",
         "tfrecord",
         "tfds_metadata",
         "plugins",

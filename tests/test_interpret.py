@@ -16,15 +16,15 @@ from experiments.interpreting import case as cases
 from experiments.interpreting import over_time, permutation
 from tests import small
 from tqa_jax import (
-    intervals,
     models,
     pipeline,
     preprocess,
     records,
     schema,
+    statistics,
     train,
-    trained,
 )
+from tqa_jax import run as run_lib
 from tqa_jax.models import attention, presets
 
 MAX_FRAMES = 8
@@ -56,14 +56,18 @@ def make_case(folder, model, params):
         small.SCHEMA.widths,
         pca={"visual": 4},
     )
-    run = trained.Trained(
-        small.config(), small.SCHEMA, transforms, model, params, results={}
+    run = run_lib.Run(folder).but(
+        config=small.config(),
+        schema=small.SCHEMA,
+        transforms=transforms,
+        model=model,
+        members=params,
     )
     windows = pipeline.load_windows(
         read(), transforms, max_frames=MAX_FRAMES, frames=MAX_FRAMES
     )
     clips = pipeline.describe(read(), MAX_FRAMES, transforms)
-    return cases.Case(run, folder, folder, info, clips, windows)
+    return cases.Case(run, folder, info, clips, windows)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def known(data):
     transforms["visual"] = dataclasses.replace(
         visual, components=visual.components[:, :0]
     )
-    run = dataclasses.replace(case.run, transforms=transforms)
+    run = case.run.but(transforms=transforms)
     windows = pipeline.load_windows(
         records.read_split(data, case.info, "test"),
         transforms,
@@ -141,9 +145,7 @@ def test_losses_are_those_of_a_loop(known):
     keep = np.isfinite(labels)
     assert 0 < keep.sum() < number
     sources = np.array(known.clips.sources)[keep]
-    counts = intervals.source_counts(
-        sources, resamples=200, rng=np.random.default_rng(3)
-    ).astype(int)
+    counts = statistics.resample_sources(sources, 200, 3)[1:].astype(int)
 
     def fall(rows):
         def srcc(scores):
@@ -202,11 +204,11 @@ def test_a_window_from_which_everything_is_hidden_counts_for_nothing(known):
     for mask in masks.values():
         mask[first] = False
     hidden = known.windows.replace(frame_mask=masks)
-    single = known.window_scores(known.windows)
+    single = known.run.predict(known.windows)
     np.testing.assert_allclose(known.scores(hidden)[clip], single[last], rtol=1e-6)
     for mask in masks.values():
         mask[last] = False  # Nothing is left of the clip: what is said of nothing.
-    wanted = known.window_scores(hidden)[[first, last]].mean(axis=0)
+    wanted = known.run.predict(hidden)[[first, last]].mean(axis=0)
     np.testing.assert_allclose(known.scores(hidden)[clip], wanted, rtol=1e-6)
 
 
@@ -238,7 +240,7 @@ def test_hiding_changes_scores_where_the_planted_frame_is(known):
         return jnp.stack([seen, seen * 0, seen * 0], axis=-1)
 
     model = known.run.model._replace(apply=planted_frame)
-    run = dataclasses.replace(known.run, model=model)
+    run = known.run.but(model=model)
     found = over_time.occlude(dataclasses.replace(known, run=run), long)
     covers = (found.starts <= frame) & (frame < found.starts + found.length)
     assert 0 < covers.sum() < len(covers)
@@ -299,7 +301,7 @@ def test_every_preset_and_ensembles_are_attended_over_time(data, preset, more):
     long = int(np.argmax(case.clips.frames))
 
     def attended(members):
-        run = dataclasses.replace(case.run, members=members)
+        run = case.run.but(members=members)
         return over_time.Attention(dataclasses.replace(case, run=run)).of(long)
 
     both = attended(members)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tqa_jax import intervals, logistic, metrics, schema
+from tqa_jax import intervals, logistic, metrics, schema, statistics
 
 
 def names(count: int, copies: int = 1) -> np.ndarray:
@@ -46,7 +46,7 @@ def value_of(
 def test_resamples_take_whole_sources():
     sources = names(5, 3)
     rng = np.random.default_rng(0)
-    counts = intervals.source_counts(sources, resamples=50, rng=rng)
+    counts = statistics.resample_sources(sources, 50, rng)[1:]
     blocks = counts.reshape(50, 5, 3)
     assert (blocks == blocks[..., :1]).all()
     assert (blocks[..., 0].sum(axis=-1) == 5).all()
@@ -58,7 +58,7 @@ def test_interval_equals_a_plain_loop_over_resamples():
     sources = names(10, 3)
     found = value_of("srcc", scores, labels, sources, seed=7)
     rng = np.random.default_rng(7)
-    counts = intervals.source_counts(sources, resamples=200, rng=rng).astype(int)
+    counts = statistics.resample_sources(sources, 200, rng)[1:].astype(int)
     loop = [
         stats.spearmanr(np.repeat(scores, row), np.repeat(labels, row)).statistic
         for row in counts
@@ -73,7 +73,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     trials, inside = 300, 0
     for trial in range(trials):
         scores, labels = gaussian(rng, 60, 0.7)
-        counts = intervals.source_counts(names(60), resamples=200, rng=rng)
+        counts = statistics.resample_sources(names(60), 200, rng)
         ready = metrics.prepare("plcc", scores, labels, low=-9, high=9)
         found = intervals.interval("plcc", ready, counts, names(60))
         inside += found.low <= 0.7 <= found.high
@@ -107,7 +107,7 @@ def test_clips_of_a_source_that_err_together_need_resampled_sources():
         scores = labels + np.sqrt(0.8) * shared + np.sqrt(0.2) * rng.normal(size=120)
         ready = metrics.prepare("rmse", scores, labels, low=-9, high=9)
         for kind, units in (("sources", sources), ("clips", np.arange(120))):
-            counts = intervals.source_counts(units, resamples=200, rng=rng)
+            counts = statistics.resample_sources(units, 200, rng)
             found = intervals.interval("rmse", ready, counts, units)
             inside[kind] += found.low <= 1.0 <= found.high
     assert inside["sources"] / trials > 0.80
@@ -149,25 +149,37 @@ def runs() -> tuple[np.ndarray, ...]:
     return good, poor, labels, names(30, 3)
 
 
+def difference(metric, first, second, labels, sources, **options):
+    """The difference of two runs on one task."""
+    columns = (values[:, None] for values in (first, second, labels))
+    tasks = (schema.Task("quality", 1, 5),)
+    found, mean = intervals.paired_differences(
+        metric, *columns, sources, tasks, **options
+    )
+    assert mean == found or found.reason  # The mean over one task is that task.
+    return found
+
+
 def test_paired_difference_tells_a_better_run_from_a_worse_one():
     good, poor, labels, sources = runs()
-    found = intervals.paired_difference("srcc", good, poor, labels, sources)
+    found = difference("srcc", good, poor, labels, sources)
     expected = (
         stats.spearmanr(good, labels).statistic
         - stats.spearmanr(poor, labels).statistic
     )
     assert found.value == pytest.approx(expected, rel=1e-12)
     assert 0 < found.low < found.value < found.high
-    assert found.p == pytest.approx(2 / 2001)
-    back = intervals.paired_difference("srcc", poor, good, labels, sources)
+    assert found.p == pytest.approx(2 / 4001)
+    back = difference("srcc", poor, good, labels, sources)
     ends = (back.value, back.low, back.high, back.p)
     assert ends == pytest.approx((-found.value, -found.high, -found.low, found.p))
 
 
 def test_paired_difference_of_a_run_with_itself_is_nothing():
     good, _, labels, sources = runs()
-    found = intervals.paired_difference("rmse", good, good, labels, sources)
-    assert found == intervals.Difference(0.0, "", 0.0, 0.0, 1.0)
+    found = difference("rmse", good, good, labels, sources)
+    assert found[:5] == (0.0, "", 0.0, 0.0, 1.0)
+    assert found.first == found.second
 
 
 def test_paired_p_is_small_as_rarely_as_it_should_be():
@@ -177,9 +189,7 @@ def test_paired_p_is_small_as_rarely_as_it_should_be():
     for _ in range(trials):
         labels = rng.normal(size=50)
         first, second = labels + rng.normal(size=(2, 50))
-        found = intervals.paired_difference(
-            "mse", first, second, labels, names(50), resamples=200
-        )
+        found = difference("mse", first, second, labels, names(50), resamples=200)
         small += found.p < 0.05
     assert small / trials < 0.11
 
@@ -189,18 +199,16 @@ def test_paired_difference_drops_unlabelled_clips_and_explains_undefined():
     fewer = labels.copy()
     fewer[::4] = np.nan
     kept = ~np.isnan(fewer)
-    found = intervals.paired_difference("mae", good, poor, fewer, sources)
-    expected = intervals.paired_difference(
-        "mae", good[kept], poor[kept], labels[kept], sources[kept]
-    )
+    found = difference("mae", good, poor, fewer, sources)
+    expected = difference("mae", good[kept], poor[kept], labels[kept], sources[kept])
     assert found == expected
     constant = np.full(90, 2.0)
-    found = intervals.paired_difference("plcc", good, constant, labels, sources)
+    found = difference("plcc", good, constant, labels, sources)
     assert found == intervals.Difference(None, "second run: predictions are constant")
-    with pytest.raises(ValueError, match="compare 'plcc'"):
-        intervals.paired_difference("plcc_fit", good, poor, labels, sources)
+    found = difference("plcc_fit", good, poor, labels, sources)
+    assert found.reason == "first run: no logistic mapping was fitted"
     with pytest.raises(ValueError, match="one each"):
-        intervals.paired_difference("plcc", good, poor, labels, sources[:-1])
+        difference("plcc", good, poor, labels, sources[:-1])
 
 
 def five_tasks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,16 +19,16 @@ from extract import backends, clip, jobs
 from extract import measure as measuring
 from tests import media
 from tqa_jax import (
-    assemble,
     batch,
     export,
+    models,
     preprocess,
     reference,
     schema,
     score,
     score_page,
-    trained,
 )
+from tqa_jax import run as run_lib
 from tqa_jax import scorer as scorers
 
 SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))
@@ -68,7 +68,7 @@ def make_scorer(path, clip_file, *, half_width=0.5, members=1, **changed):
     }
     transforms = preprocess.fit(lambda: [rows], whole.widths, pca={"keypoints": 5})
     config = smoke.get_config()
-    model = assemble.make_model(
+    model = models.from_config(
         config, {n: t.width for n, t in transforms.items()}, whole.tasks
     )
     windows = batch.Batch(
@@ -78,16 +78,16 @@ def make_scorer(path, clip_file, *, half_width=0.5, members=1, **changed):
         None,
     )
     fitted = reference.fit(lambda: [windows])
-    found = trained.Trained(
-        config,
-        whole,
-        transforms,
-        model,
-        [
+    found = run_lib.Run().but(
+        config=config,
+        schema=whole,
+        transforms=transforms,
+        model=model,
+        members=[
             jax.tree.map(np.asarray, model.init(jax.random.key(seed)))
             for seed in range(members)
         ],
-        {
+        results={
             "confidence": {
                 "level": 0.95,
                 "tasks": {"overall": {"half_width": half_width}},

@@ -25,8 +25,8 @@ from tqa_jax import (
     records,
     schema,
     scorer,
-    trained,
 )
+from tqa_jax import run as run_lib
 from tqa_jax.models import evaluator
 
 MAX_FRAMES = 12
@@ -152,13 +152,15 @@ def make_run(preset="synced", members=1, winsorise=0.0, results=None, **options)
             return values / np.float32(math.sqrt(leaf.shape[-2]))
         return values * np.float32(0.3) + np.float32(key == "scale")
 
-    return trained.Trained(
-        config,
-        SCHEMA,
-        transforms,
-        model,
-        [jax.tree_util.tree_map_with_path(draw, shapes) for _ in range(members)],
-        results or {},
+    return run_lib.Run().but(
+        config=config,
+        schema=SCHEMA,
+        transforms=transforms,
+        model=model,
+        members=[
+            jax.tree_util.tree_map_with_path(draw, shapes) for _ in range(members)
+        ],
+        results=results or {},
     )
 
 

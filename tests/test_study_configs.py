@@ -9,7 +9,8 @@ from configs import optimized, standard
 from experiments import configs
 from experiments.studying import steps, trials
 from tests import small
-from tqa_jax import grid, pipeline, trained
+from tqa_jax import grid, pipeline
+from tqa_jax import run as run_lib
 
 
 def test_difference_turns_one_configuration_into_the_other():
@@ -50,7 +51,7 @@ def step(tmp_path_factory):
 @pytest.mark.slow
 def test_counts_are_of_the_run(step):
     found, folder = step
-    params = trained.load(folder).members[0]
+    params = run_lib.Run.load(folder).members[0]
     assert found.params == sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     order = pipeline.order(found.train.size, 8, seed=0, epoch=0)
     assert found.steps_per_epoch == len(order)

@@ -11,8 +11,8 @@ from sklearn import decomposition
 from experiments import distill
 from experiments.studying import derived, teacher, trials
 from tests import small
-from tqa_jax import comparison, export, records, schema, scorer, trained
-from tqa_jax.report import files
+from tqa_jax import comparison, export, records, schema, scorer
+from tqa_jax import run as run_lib
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,9 @@ def test_only_training_clips_have_the_further_labels(widened):
 @pytest.mark.slow
 def test_a_teacher_sees_clips_as_its_run_did(run, widened):
     seen = teacher.view(run.folder, widened, "test")
-    names = [task.name for task in schema.load(widened).schema.tasks]
-    kept = files.predictions(run.folder / "predictions.csv", names)
-    there = kept.splits == "test"
-    assert seen.clips == tuple(kept.clips[there])
-    np.testing.assert_allclose(seen.scores, kept.scores[there], atol=1e-4)
+    kept = run_lib.Run.load(run.folder).predictions().of("test")
+    assert seen.clips == tuple(kept.clips)
+    np.testing.assert_allclose(seen.scores, kept.scores, atol=1e-4)
     with np.load(run.folder / "representation.npz") as file:
         features = file["features"][file["split"] == "test"]
     members = seen.features.reshape(len(features), 2, -1)
@@ -74,7 +72,7 @@ def test_a_teacher_sees_clips_as_its_run_did(run, widened):
 
 @pytest.mark.slow
 def test_shipped_scorer_has_the_real_tasks_and_their_scores(run, widened, tmp_path):
-    whole = trained.load(run.folder)
+    whole = run_lib.Run.load(run.folder)
     some = teacher.only(whole, small.SCHEMA.tasks)
     data = export.pack(export.describe(some), export.collect(some))
     (tmp_path / "scorer.npz").write_bytes(data)
@@ -85,7 +83,8 @@ def test_shipped_scorer_has_the_real_tasks_and_their_scores(run, widened, tmp_pa
         found = judge.score(clip.features, clip.frame_mask)
         assert list(found) == ["lip_sync", "audio_quality", "overall"]
         for name, score in found.items():
-            assert score == pytest.approx(said.scores[name][number], abs=2e-4)
+            wanted = said.scores[number, said.tasks.index(name)]
+            assert score == pytest.approx(wanted, abs=2e-4)
 
 
 @pytest.mark.slow
@@ -94,13 +93,12 @@ def test_runs_are_judged_by_the_real_tasks(run):
     said = run.outcome.predictions
     values = []
     for name in small.SCHEMA.task_names:
-        known = ~np.isnan(said.labels[name])
-        values.append(
-            stats.spearmanr(said.scores[name][known], said.labels[name][known])[0]
-        )
+        k = said.tasks.index(name)
+        known = ~np.isnan(said.labels[:, k])
+        values.append(stats.spearmanr(said.scores[known, k], said.labels[known, k])[0])
     assert found.results["average"]["srcc"]["value"] == pytest.approx(np.mean(values))
     assert list(found.results["tasks"]) == list(small.SCHEMA.task_names)
-    assert list(found.predictions.scores) == list(small.SCHEMA.task_names)
+    assert list(found.predictions.tasks) == list(small.SCHEMA.task_names)
     assert isinstance(found, comparison.Outcome)
 
 

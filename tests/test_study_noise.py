@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import noise
-from experiments.studying import contrasts, rescore, trials
+from experiments.studying import contrasts, trials
 from tests import small
-from tqa_jax import comparison, evaluate, intervals, metrics, records, schema
+from tqa_jax import evaluate, metrics, records, schema, statistics
+from tqa_jax import run as run_lib
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,16 @@ def test_without_noise_results_are_those_of_the_run(trained):
         split: list(records.read_split(data, info, split))
         for split in ("validation", "test")
     }
-    for one, scorer in zip(runs, rescore.load([r.folder for r in runs]), strict=True):
+    for one in runs:
+        run = run_lib.Run.load(one.folder)
         pairs, sources = {}, None
         for split, clips in splits.items():
             same = [
-                noise.noisy(clip, scorer.run.transforms, level=0.0, seed=one.seed)
+                noise.noisy(clip, run.transforms, level=0.0, seed=one.seed)
                 for clip in clips
             ]
-            described = scorer.describe(same)
-            found = scorer.scores(scorer.windows(same), described)
+            described, windows = run.windows(same)
+            found = run.score(described, windows)
             pairs[split] = (found, described.labels)
             sources = described.sources
         kept = json.loads((one.folder / "results.json").read_text())
@@ -49,7 +51,7 @@ def test_without_noise_results_are_those_of_the_run(trained):
             **pairs,
             sources=sources,
             tasks=info.schema.tasks,
-            resamples=scorer.run.config.evaluate.resamples,
+            resamples=run.config.evaluate.resamples,
             seed=one.seed,
         )
         assert now["tasks"] == kept["tasks"]
@@ -59,7 +61,7 @@ def test_without_noise_results_are_those_of_the_run(trained):
 @pytest.mark.slow
 def test_noise_has_the_deviation_of_the_feature_and_spares_what_is_missing(trained):
     data, runs = trained
-    (scorer,) = rescore.load([runs[0].folder])
+    run = run_lib.Run.load(runs[0].folder)
     rng = np.random.default_rng(0)
     clip = small.make_clip(1, "s", rng)
     long = {
@@ -69,10 +71,10 @@ def test_noise_has_the_deviation_of_the_feature_and_spares_what_is_missing(train
     long["audio"][5, 2] = np.nan
     mask = {name: np.ones(20_000, bool) for name in long}
     clip = dataclasses.replace(clip, features=long, frame_mask=mask)
-    once = noise.noisy(clip, scorer.run.transforms, level=1.0, seed=3)
-    again = noise.noisy(clip, scorer.run.transforms, level=1.0, seed=3)
-    twice = noise.noisy(clip, scorer.run.transforms, level=2.0, seed=3)
-    other = noise.noisy(clip, scorer.run.transforms, level=1.0, seed=4)
+    once = noise.noisy(clip, run.transforms, level=1.0, seed=3)
+    again = noise.noisy(clip, run.transforms, level=1.0, seed=3)
+    twice = noise.noisy(clip, run.transforms, level=2.0, seed=3)
+    other = noise.noisy(clip, run.transforms, level=1.0, seed=4)
     clips = list(records.read_split(data, schema.load(data), "train"))
     for name, rows in long.items():
         there = [one.features[name][one.frame_mask[name]] for one in clips]
@@ -90,8 +92,8 @@ def test_noise_has_the_deviation_of_the_feature_and_spares_what_is_missing(train
 
 @pytest.mark.slow
 def test_constant_features_get_no_noise(trained):
-    (scorer,) = rescore.load([trained[1][0].folder])
-    transform = scorer.run.transforms["audio"]
+    run = run_lib.Run.load(trained[1][0].folder)
+    transform = run.transforms["audio"]
     scale = transform.scale.copy()
     scale[1] = 0
     found = noise.deviations(dataclasses.replace(transform, scale=scale))
@@ -105,13 +107,12 @@ def test_figures_are_those_of_a_loop_over_resamples():
     labels[3] = np.nan
     scores = rng.normal(size=(2, 12))
     sources = [f"s{at // 3}" for at in range(12)]
-    counts = contrasts.resamples(sources, 20, seed=5)
+    counts = statistics.resample_sources(sources, 20, seed=5)
     known = ~np.isnan(labels)
-    drawn = intervals.source_counts(sources, resamples=20, rng=np.random.default_rng(5))
     for metric in ("srcc", "rmse"):
         found = contrasts.figures(metric, scores, labels, counts)
         for run in range(2):
-            for r, times in enumerate([np.ones(12), *drawn]):
+            for r, times in enumerate(counts):
                 rows = np.repeat(np.flatnonzero(known), times[known].astype(int))
                 expected = metrics.measure(metric, scores[run, rows], labels[rows])
                 value = np.nan if expected.value is None else expected.value
@@ -131,8 +132,8 @@ def test_estimate_needs_seeds_and_sources():
     assert contrasts.estimate(values[:2])["p_seeds"] is None
     alone = contrasts.estimate(values[:, :1])
     assert alone["low"] is None and alone["value"] is not None
-    assert comparison.holm([0.01, None, 0.04, 0.03]) == [0.03, None, 0.06, 0.06]
-    assert contrasts.resamples(["a", "a", "b"]).shape == (1, 3)
+    assert statistics.holm([0.01, None, 0.04, 0.03]) == [0.03, None, 0.06, 0.06]
+    assert statistics.resample_sources(["a", "a", "b"]).shape == (1, 3)
 
 
 @pytest.mark.slow

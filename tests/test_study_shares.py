@@ -7,7 +7,7 @@ import pytest
 
 from experiments.studying import by_seed, derived, shares
 from tests import small
-from tqa_jax import comparison, schema
+from tqa_jax import comparison, evaluate, schema
 
 
 def test_shares_are_nested_and_as_small_as_can_be():
@@ -85,9 +85,9 @@ def test_every_case_is_compared_with_its_own_reference():
             ranks = [np.argsort(np.argsort(v)) for v in (scores, labels)]
             value = float(np.corrcoef(*ranks)[0, 1])
             metric = {"value": value}
-            said = comparison.Predictions(
-                tuple(map(str, range(24))), sources, {"t": scores}, {"t": labels}
-            )
+            names = (np.array(each, object) for each in (range(24), sources, sources))
+            columns = scores[:, None], labels[:, None], scores[:, None]
+            said = evaluate.Predictions(("t",), *names, *columns)
             results = {
                 "average": dict.fromkeys(("srcc", "plcc", "rmse"), metric),
                 "tasks": {"t": {"srcc": metric}},

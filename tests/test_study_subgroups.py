@@ -10,6 +10,7 @@ import pytest
 from experiments import subgroups
 from experiments.studying import groups
 from tests import small
+from tqa_jax import run as run_lib
 from tqa_jax import schema
 
 INFO = schema.DatasetInfo("x", small.SCHEMA, {}, "float32", {}, {})
@@ -156,7 +157,10 @@ def test_study_of_a_finished_run(tmp_path, capsys, monkeypatch):
     (run / "predictions.csv").write_text("\n".join(lines) + "\n")
     table = tmp_path / "groups.csv"
     table.write_text("\n".join(["clip,kind"] + [f"{c},{g}" for c, g in column.items()]))
-    monkeypatch.setattr("tqa_jax.trained.load", lambda folder: None)
+    found = run_lib.Run(run).but(
+        data_schema=schema.Schema((schema.Modality("a", 1),), (schema.Task("overall"),))
+    )
+    monkeypatch.setattr(run_lib.Run, "load", lambda folder: found)
     arguments = [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'out'}"]
     arguments += [f"--workdir={run}", f"--groups={table}"]
     assert subgroups.main(arguments) == 0

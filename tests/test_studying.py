@@ -8,7 +8,7 @@ import pytest
 
 from experiments.studying import cases, command, contrasts, results, trials
 from tests import small
-from tqa_jax import schema
+from tqa_jax import schema, statistics
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +118,17 @@ def test_verdict_needs_both_tests(difference, p_seeds, p_clips, expected):
 def test_a_collapsed_task_stays_in_the_mean_and_two_seeds_bear_no_p():
     rng = np.random.default_rng(0)
     labels = rng.normal(size=(2, 40))
-    counts = contrasts.resamples([f"s{i}" for i in range(40)], 200)
+    counts = statistics.resample_sources([f"s{i}" for i in range(40)], 200)
     easy = np.stack([labels[0] + 0.2 * rng.normal(size=40) for _ in range(3)])
     flat = np.full((3, 40), 3.0)
     parts = [
         contrasts.figures("srcc", scores, task, counts)
         for scores, task in zip((easy, flat), labels, strict=True)
     ]
-    found = contrasts.estimate(contrasts.mean(parts))
+    found = contrasts.estimate(statistics.mean_over_tasks(parts))
     assert found["value"] == pytest.approx(parts[0][:, 0].mean() / 2)
     assert found["p_clips"] == pytest.approx(2 / 201)
-    two = contrasts.estimate(contrasts.mean(parts)[:2])
+    two = contrasts.estimate(statistics.mean_over_tasks(parts)[:2])
     assert two["p_clips"] is None and two["low"] > 0.4
 
 

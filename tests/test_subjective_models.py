@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from experiments.subjective import contrast, model_agreement, opinions, truth
-from tqa_jax import schema
+from tqa_jax import schema, statistics
 
 
 def simulated(seed=0, **settings):
@@ -151,6 +151,6 @@ def test_sides_and_conditions_have_their_signs():
 
 def test_holm_is_the_textbook_rule():
     rows = [{"p": p} for p in (0.01, 0.04, None, 0.03, 0.005)]
-    contrast.holm(rows)
+    statistics.correct(rows, ("p",), "_holm")
     expected = [0.03, 0.06, None, 0.06, 0.02]
     assert [row["p_holm"] for row in rows] == pytest.approx(expected)

@@ -32,8 +32,8 @@ from tqa_jax import (
     sweep_folder,
     train,
     train_step,
-    trained,
 )
+from tqa_jax import run as run_lib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 6  # An epoch's.
@@ -153,7 +153,10 @@ def test_each_run_has_a_normal_folder(data, swept):
     workdir, found, _ = swept
     for run in grid.plan(usual(data, train__checkpoint_every=6)):
         folder = workdir / "runs" / run.name
-        assert trained.load(folder).model.options["dropout"] == run.config.model.dropout
+        assert (
+            run_lib.Run.load(folder).model.options["dropout"]
+            == run.config.model.dropout
+        )
         before = (folder / "results.json").stat().st_mtime_ns
         shown = train.run(run.config, data_path=data, workdir=folder)
         assert shown == json.loads((folder / "results.json").read_text())

@@ -11,7 +11,7 @@ from scipy import stats
 from experiments import thqa
 from experiments.talking_heads import agreement, classic, nested, network, protocols
 from experiments.talking_heads import clips as clips_lib
-from tqa_jax import schema
+from tqa_jax import schema, statistics
 
 SHARED = pathlib.Path(os.environ.get("TQA_SHARED", "../shared"))
 GENERATORS = ("ahead", "dinet", "sad", "wavlip")
@@ -190,7 +190,7 @@ def test_within_a_generator_equals_a_loop(clips):
 def test_within_a_generator_on_a_resample_equals_repeated_clips(clips):
     scores = np.random.default_rng(4).normal(size=len(clips))
     rows = np.arange(len(clips))
-    counts = agreement.resamples(clips.faces.tolist(), 2)[1:]
+    counts = statistics.resample_sources(clips.faces, 2)[1:]
     found = agreement.figure("within", scores, clips, rows, counts)[0]
     repeated = np.repeat(rows, counts[0].astype(int))
     again = agreement.plain("within", scores[repeated], clips, repeated)
@@ -207,7 +207,7 @@ def test_a_better_method_is_told_from_a_worse_one(clips):
     rng = np.random.default_rng(5)
     noise = rng.normal(size=(2, len(clips)))
     scores = {"good": clips.labels + 0.1 * noise[0], "bad": noise[1]}
-    counts = agreement.resamples(clips.faces.tolist(), 500)
+    counts = statistics.resample_sources(clips.faces, 500)
     for row in agreement.compare(scores, "good", ["bad"], clips, counts):
         assert row["difference"] > 0 and row["low"] > 0
         assert row["p"] == row["p_holm"] == pytest.approx(2 / 501)

@@ -160,7 +160,7 @@ def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
         facts: of the data.
     """
     names = facts.names
-    model = make_model(config, facts.widths, facts.tasks)
+    model = models.from_config(config, facts.widths, facts.tasks)
     if facts.start is not None:
         model = model._replace(init=lambda rng: jax.tree.map(jnp.asarray, facts.start))
     weights = weighting.make(
@@ -227,24 +227,19 @@ def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
             scale_loss=config.model.dtype == "float16",
         )
 
-    def score(params, batch):
-        return model.apply(params, batch)[None]
-
-    def represent(params, batch):
-        return model.join(params, model.trunk(params, batch))[None]
-
     @jax.jit
     def draw(params, batch, rng):
         rngs = jax.random.split(rng, config.evaluate.dropout_draws)
         return jax.lax.map(lambda one: model.apply(params, batch, one), rngs)
 
+    score = ensemble.members(model.apply, config.train.members)
+    represent = ensemble.members(
+        lambda params, batch: model.join(params, model.trunk(params, batch)),
+        config.train.members,
+    )
     if config.train.members > 1:
         step = ensemble.step(step)
         init = ensemble.init(init, config.train.members)
-        score = ensemble.members(model.apply)
-        represent = ensemble.members(
-            lambda params, batch: model.join(params, model.trunk(params, batch))
-        )
     if config.train.members > 1 or not config.evaluate.dropout_draws:
         draw = None
     compiled = jax.jit(init)
@@ -254,34 +249,6 @@ def make(config: ml_collections.ConfigDict, facts: Facts) -> Parts:
         jax.jit(score),
         draw,
         jax.jit(represent),
-    )
-
-
-def make_model(
-    config: ml_collections.ConfigDict,
-    widths: Mapping[str, int],
-    tasks: Sequence[schema.Task],
-) -> models.Model:
-    """Builds the network that a configuration stands for.
-
-    Args:
-        config: see `configs/default.py`.
-        widths: of each modality after preprocessing.
-        tasks: of the data set.
-    """
-    options = {
-        name: value
-        for name, value in config.model.items()
-        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
-    }
-    return models.make(
-        widths=widths,
-        tasks=tasks,
-        max_frames=config.data.max_frames,
-        preset=config.model.preset,
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        **options,
     )
 
 
@@ -398,7 +365,7 @@ def check_fit(config: ml_collections.ConfigDict, facts: Facts) -> list[str]:
             f"no consistency: it compares two tasks, and of {', '.join(names)} it may "
             f"look at {len(columns)} (consistency.exclude)"
         )
-    model = make_model(config, facts.widths, facts.tasks)
+    model = models.from_config(config, facts.widths, facts.tasks)
     start.check(facts.start, jax.eval_shape(model.init, jax.random.key(0)))
     make(config, facts)  # Factories check their own options.
     return remarks
@@ -430,7 +397,7 @@ def check_shared(config: ml_collections.ConfigDict, facts: Facts) -> None:
     """
     if not config.weighting.shared:
         return
-    model = make_model(config, facts.widths, facts.tasks)
+    model = models.from_config(config, facts.widths, facts.tasks)
     features = {name: jnp.zeros((1, 1, width)) for name, width in facts.widths.items()}
     one = batches.Batch(
         features,

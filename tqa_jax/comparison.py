@@ -10,9 +10,7 @@ A task whose predictions are constant counts as a correlation of 0 (see
 setting gains nothing by a task that drops out of its mean.
 """
 
-import csv
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,31 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from tqa_jax import grid, intervals, metrics, output, run_folder, sweep_folder
-
-_LEAST_SEEDS = 3
-# p cannot be below 2 / (this + 1), which Holm multiplies by the number of rows.
-_RESAMPLES = 4000
-_DEFINED = 0.9  # share of resamples that must have a value
+from tqa_jax import (
+    evaluate,
+    grid,
+    intervals,
+    metrics,
+    output,
+    statistics,
+    sweep_folder,
+)
+from tqa_jax import run as run_lib
 
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Test clips of a run.
-
-    Attributes:
-        clips: their names.
-        sources: of each clip.
-        scores: predicted, by task.
-        labels: opinion scores, by task; NaN where missing.
-    """
-
-    clips: tuple[str, ...]
-    sources: tuple[str, ...]
-    scores: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
 
 
 class Found(NamedTuple):
@@ -75,7 +60,7 @@ class Outcome:
     setting: Mapping[str, Any]
     seed: int
     results: Mapping[str, Any] | None
-    predictions: Predictions | None
+    predictions: evaluate.Predictions | None
 
 
 def conclude(runs: Sequence[grid.Run], workdir: pathlib.Path) -> Found:
@@ -111,9 +96,9 @@ def _outcome(run: grid.Run, folder: pathlib.Path) -> Outcome:
     status = sweep_folder.status(folder)
     if status is None or status["reason"]:
         return Outcome(run.setting, run.config.seed, None, None)
-    results = run_folder.read_json(folder / "results.json", "start the sweep again")
-    predictions = read_predictions(folder / "predictions.csv")
-    return Outcome(run.setting, run.config.seed, results, predictions)
+    found = run_lib.Run.load(folder)
+    predictions = found.predictions().of("test")
+    return Outcome(run.setting, run.config.seed, found.results, predictions)
 
 
 def _run_row(run: grid.Run, outcome: Outcome, status: Mapping[str, Any]) -> Row:
@@ -126,23 +111,6 @@ def _run_row(run: grid.Run, outcome: Outcome, status: Mapping[str, Any]) -> Row:
     for key in ("seconds_of_last_start", "reason"):
         row[key] = status[key]
     return row
-
-
-def read_predictions(path: pathlib.Path) -> Predictions:
-    """Reads the test clips of a run's `predictions.csv`."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    names = [key.removesuffix("_score") for key in rows[0] if key.endswith("_score")]
-
-    def column(key: str) -> np.ndarray:
-        return np.array([float(row[key] or "nan") for row in rows])
-
-    return Predictions(
-        tuple(row["clip"] for row in rows),
-        tuple(row["source"] for row in rows),
-        {name: column(f"{name}_score") for name in names},
-        {name: column(f"{name}_label") for name in names},
-    )
 
 
 def compare(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -181,9 +149,7 @@ def compare(outcomes: Sequence[Outcome]) -> list[Row]:
         if rows:
             row |= _over_clips(done, finished[0]) | _over_seeds(done, finished[0])
         rows.append(row)
-    for name in ("p_clips", "p_seeds"):
-        for row, value in zip(rows, holm([row[name] for row in rows]), strict=True):
-            row[name] = value
+    statistics.correct(rows, ("p_clips", "p_seeds"))
     return rows
 
 
@@ -286,71 +252,36 @@ def _ranks(finished: Sequence[Sequence[Outcome]]) -> list[float | None]:
 def _over_seeds(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     """Difference of mean SRCC and its paired t-test over the seeds of both."""
     mine, theirs = _by_seed([done, first])
-    differences = np.array(
-        [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
-    )
-    if not len(differences):
+    differences = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    if not differences:
         return {"difference": None, "p_seeds": None}
-    p = None
-    if len(differences) >= _LEAST_SEEDS and np.ptp(differences) > 0:
-        p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return {"difference": float(differences.mean()), "p_seeds": p}
+    p = statistics.paired_t(differences)
+    return {"difference": float(np.mean(differences)), "p_seeds": p}
 
 
 def _over_clips(done: Sequence[Outcome], first: Sequence[Outcome]) -> Row:
     """Interval and test of the difference by a paired bootstrap of sources."""
     seeds = {o.seed for o in done} & {o.seed for o in first}
-    runs = [[o.predictions for o in side if o.seed in seeds] for side in (done, first)]
-    nothing = {"low": None, "high": None, "p_clips": None}
-    asked = {(p.clips, p.sources, tuple(p.labels)) for side in runs for p in side}
-    if not seeds or len(asked) > 1:
-        return nothing
-    sources = runs[0][0].sources
-    if len(set(sources)) < intervals.MIN_SOURCES:
-        return nothing
-    counts = intervals.source_counts(
-        sources, resamples=_RESAMPLES, rng=np.random.default_rng(0)
-    )
-    one, other = (np.array([_draws(p, counts) for p in side]) for side in runs)
-    # Tasks whose labels vary on the resample (K, R).
-    defined = np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
-    enough = defined.any(axis=0)
-    if enough.mean() < _DEFINED:
-        return nothing
-    differences = np.where(defined, one.mean(axis=0) - other.mean(axis=0), 0)
-    differences = differences.sum(axis=0)[enough] / defined.sum(axis=0)[enough]
-    low, high = np.percentile(differences, (2.5, 97.5))
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    p = None  # Of so few seeds, others could differ as much.
-    if len(seeds) >= _LEAST_SEEDS:
-        p = min(1.0, 2 * (1 + float(tail)) / (1 + len(differences)))
-    return {"low": float(low), "high": float(high), "p_clips": p}
-
-
-def _draws(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
-    """SRCC of each task on each resample (K, R); NaN where it is undefined."""
-    found = []
-    for task, labels in predictions.labels.items():
-        known = ~np.isnan(labels)
-        scores = predictions.scores[task][known]
-        if known.sum() < 3:
-            found.append(np.full(len(counts), math.nan))
-            continue
-        found.append(
-            metrics.comparable("srcc", scores, labels[known], counts[:, known])
+    runs = [o.predictions for side in (done, first) for o in side if o.seed in seeds]
+    asked = {(tuple(p.clips), tuple(p.sources), p.tasks) for p in runs}
+    if len(asked) != 1:
+        return {"low": None, "high": None, "p_clips": None}
+    counts = statistics.resample_sources(runs[0].sources)[1:]
+    by_task = [
+        np.concatenate(
+            [
+                intervals.figures("srcc", p.scores[:, k][None], p.labels[:, k], counts)
+                for p in runs
+            ]
         )
-    return np.array(found)
-
-
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Corrects p-values for their number (Holm 1979); None stays None."""
-    order = sorted((value, i) for i, value in enumerate(values) if value is not None)
-    result: list[float | None] = [None] * len(values)
-    largest = 0.0
-    for place, (value, i) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * value))
-        result[i] = largest
-    return result
+        for k in range(len(runs[0].tasks))
+    ]
+    values = statistics.mean_over_tasks(by_task)
+    one, other = np.split(values, [len(runs) // 2])
+    low, high, p = statistics.paired(one.mean(axis=0) - other.mean(axis=0))
+    # Of so few seeds, others could differ as much.
+    enough = len(seeds) >= statistics.MIN_SEEDS
+    return {"low": low, "high": high, "p_clips": p if enough else None}
 
 
 def _plus_minus(row: Row, name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tqa_jax import intervals, metrics, schema
+from tqa_jax import intervals, metrics, schema, statistics
 
 LEVEL = 0.95
 """Share of clips whose label lies within the interval."""
@@ -104,9 +104,7 @@ def report(
         elif len(test_errors):
             names = np.asarray(sources)[there]
             covered = (test_errors <= width).astype(float)
-            counts = intervals.source_counts(
-                names.tolist(), resamples=resamples, rng=np.random.default_rng(seed)
-            )
+            counts = statistics.resample_sources(names, resamples, seed)
             # The share of clips inside is an accuracy.
             inside = metrics.Prepared(covered, np.ones_like(covered), "")
             one["coverage"] = intervals.interval(

@@ -72,7 +72,14 @@ def step(one: train_step.Step) -> train_step.Step:
 
 
 def members(
-    one: Callable[[Any, batches.Batch], jax.Array],
-) -> Callable[[Any, batches.Batch], jax.Array]:
-    """Makes a function of one member's parameters one of all, with a leading axis."""
+    one: Callable[[Any, batches.Batch], Any], number: int
+) -> Callable[[Any, batches.Batch], Any]:
+    """Makes a function of one member's parameters one of all, with a leading axis.
+
+    The parameters of a single network, of which `number` is 1, have no such axis.
+    """
+    if number == 1:
+        return lambda params, batch: jax.tree.map(
+            lambda leaf: leaf[None], one(params, batch)
+        )
     return jax.vmap(one, in_axes=(0, None))

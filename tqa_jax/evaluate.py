@@ -4,6 +4,9 @@ The one thing to know: a clip's score is the mean over its windows, and every
 statistic is over clips.
 """
 
+import csv
+import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,15 +18,43 @@ from tqa_jax import batch as batches
 from tqa_jax import intervals, logistic, losses, metrics, output, pipeline, schema
 
 SELECT_METRICS = ("srcc", "plcc", "ccc", "loss")
+_HUGE = 1e100  # What is larger is no measurement, and overflows in charts.
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Scores and labels of clips, as in `predictions.csv`; NaN where there is none."""
+
+    tasks: tuple[str, ...]
+    clips: np.ndarray  # (N,) of str, as the next two
+    sources: np.ndarray
+    splits: np.ndarray
+    scores: Float[np.ndarray, "N K"]
+    labels: Float[np.ndarray, "N K"]
+    spread: Float[np.ndarray, "N K"]
+
+    def at(self, rows: np.ndarray, tasks: Sequence[str] = ()) -> "Predictions":
+        """Those of some clips, by number or mask; of all tasks, or of those named."""
+        tasks = tuple(tasks or self.tasks)
+        columns = [self.tasks.index(task) for task in tasks]
+        return Predictions(
+            tasks,
+            *(names[rows] for names in (self.clips, self.sources, self.splits)),
+            *(v[rows][:, columns] for v in (self.scores, self.labels, self.spread)),
+        )
+
+    def of(self, split: str) -> "Predictions":
+        """Those of the clips of a split."""
+        return self.at(self.splits == split)
 
 
 def pooled(
-    window_scores: Float[np.ndarray, "S windows K"], clips: pipeline.Clips
-) -> Float[np.ndarray, "S clips K"]:
+    window_scores: Float[np.ndarray, "*S windows K"], clips: pipeline.Clips
+) -> Float[np.ndarray, "*S clips K"]:
     """Averages the scores of each clip's windows."""
-    runs, _, tasks = window_scores.shape
-    total = np.zeros((runs, len(clips.names), tasks))
-    np.add.at(total, (slice(None), clips.window_clip), window_scores)
+    *runs, _, tasks = window_scores.shape
+    total = np.zeros((*runs, len(clips.names), tasks))
+    np.add.at(total, (..., clips.window_clip, slice(None)), window_scores)
     count = np.bincount(clips.window_clip, minlength=len(clips.names))
     return total / count[:, None]
 
@@ -174,15 +205,28 @@ def final(
     Returns:
         What `intervals.report` returns.
     """
-    mappings = {
+    return intervals.report(
+        *test,
+        sources,
+        tasks,
+        logistic=fit(*validation, tasks),
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def fit(
+    scores: Float[np.ndarray, "V K"],
+    labels: Float[np.ndarray, "V K"],
+    tasks: Sequence[schema.Task],
+) -> dict[str, logistic.Logistic]:
+    """Fits the logistic mapping of each task on validation clips."""
+    return {
         task.name: logistic.fit(
-            validation[0][:, k], validation[1][:, k], low=task.low, high=task.high
+            scores[:, k], labels[:, k], low=task.low, high=task.high
         )
         for k, task in enumerate(tasks)
     }
-    return intervals.report(
-        *test, sources, tasks, logistic=mappings, resamples=resamples, seed=seed
-    )
 
 
 def write_predictions(
@@ -219,3 +263,49 @@ def write_predictions(
                 ]
             rows.append([name, clips.sources[number], split, *cells])
     output.write(path, output.table(["clip", "source", "split", *columns], rows))
+
+
+def read_predictions(
+    path: pathlib.Path, tasks: Sequence[str] | None = None
+) -> Predictions:
+    """Reads what `write_predictions` wrote.
+
+    Args:
+        path: of the CSV.
+        tasks: in the order that is wanted; None for those that it has.
+
+    Raises:
+        InputError: when it is missing, damaged or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, header = list(reader), reader.fieldnames or []
+        for number, row in enumerate(rows, 2):
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"row {number} has another number of cells than the header"
+                )
+        if tasks is None:
+            ends = (key for key in header if key.endswith("_score"))
+            tasks = [key.removesuffix("_score") for key in ends]
+        names = [
+            np.array([row[key] for row in rows], object)
+            for key in ("clip", "source", "split")
+        ]
+        numbers = [
+            np.array(
+                [[_number(row[f"{task}_{kind}"]) for row in rows] for task in tasks]
+            ).reshape(len(tasks), len(rows))
+            for kind in ("score", "label", "spread")
+        ]
+        return Predictions(tuple(tasks), *names, *(each.T for each in numbers))
+    except KeyError as error:
+        raise schema.InputError(f"{path} is damaged: no {error}") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise schema.InputError(f"{path} is damaged: {error}") from error
+
+
+def _number(text: str) -> float:
+    value = float(text) if text else math.nan
+    return value if abs(value) < _HUGE else math.nan

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tqa_jax import batch, cli, output, preprocess, schema, scorer, trained
+from tqa_jax import batch, cli, output, preprocess, run, schema, scorer
 
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("npz", "stablehlo")
@@ -32,7 +32,7 @@ _TRIED_CLIPS = 32
 
 
 def describe(
-    found: trained.Trained, *, dtype: str = "float32", reference: Sequence[str] = ()
+    found: run.Run, *, dtype: str = "float32", reference: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Says what a scorer is, as JSON.
 
@@ -66,7 +66,7 @@ def describe(
 
 
 def collect(
-    found: trained.Trained, reference: Mapping[str, np.ndarray] | None = None
+    found: run.Run, reference: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
     """Gathers every array of a scorer, float32, by name.
 
@@ -147,7 +147,7 @@ def _npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def stablehlo(found: trained.Trained) -> bytes:
+def stablehlo(found: run.Run) -> bytes:
     """Lowers a run to StableHLO for CPU, CUDA and TPU, serialised by `jax.export`.
 
     The function takes raw features {modality: float32 (B, T, D)} and masks {modality:
@@ -185,7 +185,7 @@ def stablehlo(found: trained.Trained) -> bytes:
 
 
 def random_clips(
-    found: trained.Trained, clips: int, *, seed: int = 0
+    found: run.Run, clips: int, *, seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
     """Draws raw features in the range of the training features.
 
@@ -236,12 +236,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Options) -> None:
     if options.format == "stablehlo" and options.dtype != "float32":
         raise schema.InputError("--format=stablehlo stores float32; --dtype is for npz")
-    found = trained.load(options.workdir)
+    found = run.Run.load(options.workdir)
     write = _write_npz if options.format == "npz" else _write_stablehlo
     print(write(found, options))
 
 
-def _write_npz(found: trained.Trained, options: Options) -> str:
+def _write_npz(found: run.Run, options: Options) -> str:
     out = options.out
     reference = _reference(options.workdir)
     names = dict.fromkeys(name.split("/")[0] for name in reference)
@@ -271,7 +271,7 @@ def _write_npz(found: trained.Trained, options: Options) -> str:
     return said
 
 
-def _write_stablehlo(found: trained.Trained, options: Options) -> str:
+def _write_stablehlo(found: run.Run, options: Options) -> str:
     out = options.out
     data = stablehlo(found)
     output.write(out, data)
@@ -289,7 +289,7 @@ def _write_stablehlo(found: trained.Trained, options: Options) -> str:
     return _size(out, time.perf_counter() - start, found)
 
 
-def _size(out: pathlib.Path, seconds: float, found: trained.Trained) -> str:
+def _size(out: pathlib.Path, seconds: float, found: run.Run) -> str:
     return (
         f"{out}: {out.stat().st_size / 1e6:.2f} MB, loads in {1000 * seconds:.0f} ms; "
         f"members: {len(found.members)}, tasks: {', '.join(found.schema.task_names)}"

@@ -1,11 +1,4 @@
-"""Results of a run with their uncertainty: intervals, comparisons and tables.
-
-The one thing to know: clips of one source (speaker or source video) are not
-independent, so resamples draw whole sources; over clips, intervals are too narrow.
-With few sources they still are: where 95 % are asked for, a simulation with dependent
-clips found 78-88 % with 5 sources, 84-90 % with 10, 87-91 % with 20 and 94 % with 50
-(over clips: 71-80 %).
-"""
+"""Results of a run with their uncertainty: intervals, comparisons and tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,15 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from tqa_jax import logistic as logistic_lib
-from tqa_jax import metrics
+from tqa_jax import metrics, statistics
 from tqa_jax import schema as schema_lib
 
-_CELLS = 2_000_000  # resamples x clips that are worked on at a time
-_UNDEFINED = 0.1  # share of resamples that may leave a metric undefined
-MIN_SOURCES = 3
-"""Sources without which resampling them gives no interval."""
-_FEW_SOURCES = 20
-_LEVEL = (2.5, 97.5)  # percentiles
+FEW_SOURCES = 20
+"""Sources below which intervals are too narrow to be read without a word."""
+Mappings = Mapping[str, logistic_lib.Logistic]
 
 
 class Difference(NamedTuple):
@@ -35,6 +25,8 @@ class Difference(NamedTuple):
         low: lower end of the 95 % interval.
         high: upper end.
         p: two-sided, of the difference being 0.
+        first: the metric of the first run, where there is a difference.
+        second: of the second.
     """
 
     value: float | None
@@ -42,32 +34,14 @@ class Difference(NamedTuple):
     low: float | None = None
     high: float | None = None
     p: float | None = None
-
-
-def source_counts(
-    sources: Sequence[str], *, resamples: int, rng: np.random.Generator
-) -> Float[np.ndarray, "R N"]:
-    """Draws resamples of sources with replacement; every draw takes all its clips.
-
-    Args:
-        sources: source of each clip.
-        resamples: number of resamples.
-        rng: where the draws come from.
-
-    Returns:
-        How often each clip stands in each resample. Depends on the set of sources,
-        not on the order of the clips.
-    """
-    names, inverse = np.unique(np.asarray(sources), return_inverse=True)
-    shares = np.full(len(names), 1 / len(names))
-    drawn = rng.multinomial(len(names), shares, size=resamples)  # (R, sources)
-    return drawn[:, inverse].astype(float)
+    first: float | None = None
+    second: float | None = None
 
 
 def interval(
     metric: str,
     ready: metrics.Prepared,
-    counts: Float[np.ndarray, "R N"],
+    counts: Float[np.ndarray, "1+R N"],
     sources: Sequence[str],
 ) -> metrics.Value:
     """Computes a metric with its 95 % percentile interval over given resamples.
@@ -75,85 +49,116 @@ def interval(
     Args:
         metric: a name in `metrics.METRICS`.
         ready: scores and labels from `metrics.prepare`.
-        counts: from `source_counts`; without rows there is no interval.
-        sources: source of each clip.
+        counts: from `statistics.resample_sources`; without resamples there is no
+            interval.
+        sources: source of each clip, empty where no interval is asked for.
     """
     if ready.reason:
         return metrics.Value(None, ready.reason)
-    value = _plain(metric, ready)
+    values = metrics.resampled(metric, ready.scores, ready.labels, counts)
+    value, draws = values[0], values[1:]
     if math.isnan(value):
         return metrics.Value(None, "not a finite number on these predictions")
-    if not len(counts):
-        return metrics.Value(value)
-    reason, draws = _draws([(metric, ready)], counts, sources)
-    if reason:
-        return metrics.Value(value, reason)
-    low, high = np.percentile(draws[0], _LEVEL)
-    return metrics.Value(value, low=float(low), high=float(high))
+    low, high = statistics.interval(draws)
+    reason = _reason(draws, sources) if low is None else ""
+    return metrics.Value(float(value), reason, low, high)
 
 
-def paired_difference(
+def figures(
     metric: str,
-    scores_a: Float[np.ndarray, " N"],
-    scores_b: Float[np.ndarray, " N"],
+    scores: Float[np.ndarray, "S N"],
     labels: Float[np.ndarray, " N"],
-    sources: Sequence[str],
-    *,
-    low: float = 1.0,
-    high: float = 5.0,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Compares two runs on the same clips by a paired bootstrap of sources.
-
-    For the fitted metrics map the scores first (`logistic.apply`) and compare
-    `plcc` or `rmse`.
+    counts: Float[np.ndarray, "R N"],
+) -> Float[np.ndarray, "S R"]:
+    """Computes a figure of each of several runs on each resample.
 
     Args:
-        metric: a name in `metrics.METRICS`, not a fitted one.
-        scores_a: predictions of the first run.
-        scores_b: predictions of the second run, for the same clips.
+        metric: a name in `metrics.METRICS`; scores and labels are as it takes them (see
+            `metrics.prepare`).
+        scores: of each run.
         labels: opinion scores; NaN where missing.
-        sources: source of each clip.
-        low: lower end of the score range.
-        high: upper end.
-        resamples: number of resamples; p cannot be below 2 / (resamples + 1).
-        seed: of the draws.
+        counts: from `statistics.resample_sources`.
 
     Returns:
-        The metric of the first run minus that of the second.
+        The figures, NaN where undefined; see `metrics.comparable`.
+    """
+    known = ~np.isnan(labels)
+    if known.sum() < metrics.METRICS[metric].minimum:
+        return np.full((len(scores), len(counts)), np.nan)
+    labels, counts = labels[known].astype(float), counts[:, known]
+    rows = np.asarray(scores, float)[:, known]
+    return np.array([metrics.comparable(metric, row, labels, counts) for row in rows])
+
+
+def paired_differences(
+    metric: str,
+    first: Float[np.ndarray, "N K"],
+    second: Float[np.ndarray, "N K"],
+    labels: Float[np.ndarray, "N K"],
+    sources: Sequence[str],
+    tasks: Sequence[schema_lib.Task],
+    *,
+    logistic: tuple[Mappings, Mappings] = ({}, {}),
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> list[Difference]:
+    """Compares two runs on the same clips by a paired bootstrap of sources.
+
+    Args:
+        metric: a name in `metrics.METRICS`.
+        first: predictions of the first run.
+        second: predictions of the second run, for the same clips.
+        labels: opinion scores; NaN where missing.
+        sources: source of each clip.
+        tasks: names and score ranges, in the order of the last axis.
+        logistic: of both runs, the mapping of each task that was fitted on validation
+            clips, for the fitted metrics.
+        resamples: number of resamples; p cannot be below 2 / (resamples + 1).
+        seed: of the draws, which are the same for all tasks and metrics.
+
+    Returns:
+        The metric of the first run minus that of the second for each task, and, last,
+        for the mean over the tasks on which both runs have it. In that mean a
+        correlation of constant predictions is 0 (see `metrics.comparable`), while the
+        task itself has no difference but a reason.
 
     Raises:
-        ValueError: for an unknown or fitted metric, or lengths that differ.
+        ValueError: for an unknown metric, or lengths that differ.
     """
-    if metric in metrics.METRICS and metrics.METRICS[metric].fitted:
-        raise ValueError(
-            f"{metric!r} needs a mapping; apply `logistic.apply` to the scores "
-            f"and compare {metric.removesuffix('_fit')!r}"
-        )
     labels = np.asarray(labels, float)
-    sources = _check_sources(sources, len(labels))[~np.isnan(labels)]
-    runs = []
-    for run, scores in (("first", scores_a), ("second", scores_b)):
-        ready = metrics.prepare(
-            metric, *metrics.present(scores, labels), low=low, high=high
+    sources = _check_sources(sources, len(labels))
+    counts = statistics.resample_sources(sources, resamples, seed)
+    differences, every = [], []
+    for k, task in enumerate(tasks):
+        known = ~np.isnan(labels[:, k])
+        run_scores, reasons, collapsed = [], [], True
+        for name, scores, mappings in zip(
+            ("first", "second"), (first, second), logistic, strict=True
+        ):
+            ready = metrics.prepare(
+                metric,
+                *metrics.present(scores[:, k], labels[:, k]),
+                low=task.low,
+                high=task.high,
+                logistic=mappings.get(task.name),
+            )
+            run_scores.append(ready.scores)
+            if ready.reason:
+                reasons.append(f"{name} run: {ready.reason}")
+                collapsed &= ready.reason.startswith("predictions are constant")
+        if collapsed:
+            every.append(
+                figures(metric, np.array(run_scores), ready.labels, counts[:, known])
+            )
+        differences.append(
+            Difference(None, reasons[0])
+            if reasons
+            else _difference(every[-1], sources[known])
         )
-        if ready.reason:
-            return Difference(None, f"{run} run: {ready.reason}")
-        runs.append((metric, ready))
-    value = _plain(*runs[0]) - _plain(*runs[1])
-    if not math.isfinite(value):
-        return Difference(None, "not a finite number on these predictions")
-    rng = np.random.default_rng(seed)
-    counts = source_counts(sources, resamples=resamples, rng=rng)
-    reason, draws = _draws(runs, counts, sources)
-    if reason:
-        return Difference(value, reason)
-    differences = draws[0] - draws[1]
-    ends = np.percentile(differences, _LEVEL)
-    tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(differences)))
-    return Difference(value, "", float(ends[0]), float(ends[1]), p)
+    mean = Difference(None, "defined for no task")
+    if every:
+        mean = _difference(statistics.mean_over_tasks(every), sources)
+    return [*differences, mean]
 
 
 def report(
@@ -162,7 +167,7 @@ def report(
     sources: Sequence[str],
     tasks: Sequence[schema_lib.Task],
     *,
-    logistic: Mapping[str, logistic_lib.Logistic] | None = None,
+    logistic: Mappings | None = None,
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -198,10 +203,7 @@ def report(
     for index, task in enumerate(tasks):
         task_scores, task_labels = metrics.present(scores[:, index], labels[:, index])
         known = sources[~np.isnan(labels[:, index])]
-        counts = np.empty((0, len(known)))
-        if resamples and len(known):
-            rng = np.random.default_rng(seed)
-            counts = source_counts(known, resamples=resamples, rng=rng)
+        counts = statistics.resample_sources(known, resamples, seed)
         row: dict[str, Any] = {"n": len(known)}
         for name in metrics.METRICS:
             ready = metrics.prepare(
@@ -212,7 +214,8 @@ def report(
                 high=task.high,
                 logistic=(logistic or {}).get(task.name),
             )
-            row[name] = interval(name, ready, counts, known).to_json()
+            asked = known if resamples else ()
+            row[name] = interval(name, ready, counts, asked).to_json()
         rows[task.name] = row
     drawn = {"resamples": resamples, "sources": len(set(sources)), "seed": seed}
     return {"tasks": rows, "average": _average(rows), "intervals": drawn}
@@ -262,46 +265,34 @@ def table(result: Mapping[str, Any]) -> str:
     drawn = result["intervals"]
     if drawn["resamples"]:
         line = "95 % intervals from {resamples} resamples of {sources} sources"
-        few = drawn["sources"] < _FEW_SOURCES
+        few = drawn["sources"] < FEW_SOURCES
         lines.append(line.format(**drawn) + ("; too narrow for so few" if few else ""))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _plain(metric: str, ready: metrics.Prepared) -> float:
-    """Returns the metric on every clip once; NaN when it overflows."""
-    every = np.ones((1, len(ready.labels)))
-    return float(metrics.resampled(metric, ready.scores, ready.labels, every)[0])
+def _difference(values: np.ndarray, sources: np.ndarray) -> Difference:
+    """The difference of two runs' figures (2, 1 + R), with its interval."""
+    first, second = map(float, values[:, 0])
+    if not math.isfinite(first - second):
+        return Difference(None, "not a finite number on these predictions")
+    draws = values[0, 1:] - values[1, 1:]
+    if len(set(sources)) < statistics.MIN_SOURCES:
+        draws = draws[:0]
+    tested = statistics.paired(draws)
+    reason = _reason(draws, sources) if tested.p is None else ""
+    return Difference(first - second, reason, *tested, first, second)
 
 
-def _draws(
-    runs: Sequence[tuple[str, metrics.Prepared]],
-    counts: np.ndarray,
-    sources: Sequence[str],
-) -> tuple[str, np.ndarray]:
-    """Returns a reason against an interval, and (runs, resamples) defined values."""
-    distinct = len(np.unique(np.asarray(sources)))
-    if distinct < MIN_SOURCES:
+def _reason(draws: np.ndarray, sources: Sequence[str]) -> str:
+    """Says why there is no interval."""
+    distinct = len(set(sources))
+    if 0 < distinct < statistics.MIN_SOURCES:
         found = f"{distinct} source" + ("s" if distinct > 1 else "")
-        return f"no interval: {found}; at least {MIN_SOURCES} needed", np.empty(0)
-    step = max(1, _CELLS // counts.shape[-1])
-    values = np.array(
-        [
-            np.concatenate(
-                [
-                    metrics.resampled(
-                        metric, ready.scores, ready.labels, counts[start : start + step]
-                    )
-                    for start in range(0, len(counts), step)
-                ]
-            )
-            for metric, ready in runs
-        ]
-    )
-    defined = np.isfinite(values).all(axis=0)
-    undefined = 1 - defined.mean()
-    if undefined > _UNDEFINED:
-        return f"no interval: undefined on {undefined:.0%} of resamples", np.empty(0)
-    return "", values[:, defined]
+        return f"no interval: {found}; at least {statistics.MIN_SOURCES} needed"
+    if not len(draws):
+        return ""
+    undefined = 1 - np.isfinite(draws).mean()
+    return f"no interval: undefined on {undefined:.0%} of resamples"
 
 
 def _average(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

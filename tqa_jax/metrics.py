@@ -23,6 +23,7 @@ _Draws = Float[np.ndarray, " R"]
 _CONSTANT = 1e-6  # relative spread below which float32 predictions are all the same
 _ON_THRESHOLD = 1e-6  # relative: 1.8 stored as float32 still counts as 1.8
 _ROWS = 256  # rows of the matrix of clip pairs that are held at a time
+_CELLS = 2_000_000  # resamples x clips that are worked on at a time
 
 
 class Value(NamedTuple):
@@ -273,15 +274,17 @@ def resampled(
         One number a resample, NaN where the metric is undefined.
     """
     needs = METRICS[metric]
-    defined = np.ones(len(counts), bool)
+    defined = counts.any(axis=-1)
     if needs.labels_vary:
         defined &= varies(labels, counts)
     if needs.scores_vary:
         defined &= varies(scores, counts)
     result = np.full(len(counts), np.nan)
-    if defined.any():
-        with np.errstate(over="ignore"):
-            result[defined] = needs.function(scores, labels, counts[defined])
+    step = max(1, _CELLS // max(1, counts.shape[-1]))
+    with np.errstate(over="ignore"):
+        for rows in np.split(np.flatnonzero(defined), range(step, len(counts), step)):
+            if len(rows):
+                result[rows] = needs.function(scores, labels, counts[rows])
     return np.where(np.isfinite(result), result, np.nan)
 
 

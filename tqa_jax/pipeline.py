@@ -221,6 +221,13 @@ def in_order(windows: int, batch_size: int) -> Int[np.ndarray, "S B"]:
     return rows.reshape(steps, batch_size)
 
 
+def pick(windows: batch.Batch, order: Int[np.ndarray, "S B"]) -> Iterator[batch.Batch]:
+    """Yields the batches of an order of windows that are in memory, in NumPy."""
+    windows = jax.tree.map(np.asarray, windows)
+    for rows in order:
+        yield jax.tree.map(np.asarray, batch.take(windows, rows))
+
+
 class Stream:
     """A split that is read from its shards when batches are asked for.
 

@@ -11,7 +11,6 @@ import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -44,13 +43,10 @@ class Split:
         return len(self.clips.window_clip)
 
     def batches(self, order: Int[np.ndarray, "S B"]) -> Iterator[batches.Batch]:
-        """Yields the batches of an order, in NumPy."""
+        """The batches of an order, in NumPy."""
         if self.windows is None:
-            yield from self.stream.batches(order)
-            return
-        for rows in order:
-            taken = batches.take(jax.tree.map(np.asarray, self.windows), rows)
-            yield jax.tree.map(np.asarray, taken)
+            return self.stream.batches(order)
+        return pipeline.pick(self.windows, order)
 
 
 @dataclasses.dataclass(frozen=True)

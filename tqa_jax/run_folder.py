@@ -47,13 +47,17 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
         InputError: when it is missing or holds none.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), parse_constant=_refuse)
         if isinstance(value, dict):
             return value
-        error: Any = f"holds {value!r:.40}"
-    except (OSError, ValueError) as caught:
+        error: Any = f"expected an object, found {value!r:.40}"
+    except (OSError, ValueError, RecursionError) as caught:
         error = caught
     raise schema.InputError(f"{path} is damaged: {error}; {remedy}")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
 
 
 def finished(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -81,6 +85,11 @@ def finished(folder: pathlib.Path) -> dict[str, Any] | None:
         return None
 
 
+def checksum(data_path: pathlib.Path) -> str:
+    """SHA-256 of the `dataset.json` of a data set."""
+    return hashlib.sha256((data_path / "dataset.json").read_bytes()).hexdigest()
+
+
 def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, Any]:
     """Says what a run is: the content of its `config.json`.
 
@@ -92,14 +101,13 @@ def describe(config: Mapping[str, Any], data_path: pathlib.Path) -> dict[str, An
         InputError: when there is no data set.
     """
     described = schema.load(data_path).schema.to_json()
-    description = (data_path / "dataset.json").read_bytes()
     return json.loads(
         json.dumps(
             {
                 "config": config,
                 "data": {
                     "path": str(data_path),
-                    "sha256": hashlib.sha256(description).hexdigest(),
+                    "sha256": checksum(data_path),
                     "schema": described,
                 },
             }

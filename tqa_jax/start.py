@@ -5,7 +5,6 @@ were trained on, so a run that starts from another takes over its fit as well, a
 modalities must have been measured by the same backends.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import checkpoint, cli, output, prepare, preprocess, run_folder, schema
+from tqa_jax import cli, prepare, preprocess, schema
+from tqa_jax import run as run_lib
 
 
 def params(folder: str) -> Any:
@@ -27,16 +27,13 @@ def params(folder: str) -> Any:
     """
     if not folder:
         return None
-    run, results = read(folder)
-    members = run["config"]["train"].get("members", 1)
-    if members != 1:
+    members = read(folder).members
+    if len(members) != 1:
         raise schema.InputError(
-            f"train.start_from: {folder} is an ensemble of {members} networks; "
+            f"train.start_from: {folder} is an ensemble of {len(members)} networks; "
             "expected a run with train.members=1"
         )
-    place = cli.path(folder) / "checkpoints"
-    with contextlib.closing(checkpoint.Checkpoints(place)) as found:
-        return found.best(results["selected"]["epoch"])
+    return members[0]
 
 
 def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> None:
@@ -52,10 +49,9 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
     """
     if not folder or prepare.is_fitted(fitted):
         return
-    run, _ = read(folder)
-    before = schema.Schema.from_json(run["data"]["schema"])
+    before = read(folder)
     known = {one.name: one for one in info.schema.modalities}
-    for one in before.modalities:
+    for one in before.data_schema.modalities:
         if one.name in known and known[one.name] != one:
             was, now = (dataclasses.asdict(m) for m in (one, known[one.name]))
             key = next(key for key in was if was[key] != now[key])
@@ -64,9 +60,7 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
                 f"{key} {was[key]!r}; this data set has {now[key]!r}; measure both in "
                 "the same way"
             )
-    file = cli.path(folder) / "preprocess.npz"
-    preprocess.load(file)
-    output.write(fitted, file.read_bytes())
+    preprocess.save(fitted, before.transforms)
 
 
 def check(given: Any, fresh: Any) -> None:
@@ -98,19 +92,16 @@ def check(given: Any, fresh: Any) -> None:
             )
 
 
-def read(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads the configuration and the results of a finished run.
+def read(folder: str) -> run_lib.Run:
+    """Reads the run.
 
     Raises:
-        InputError: when there is none.
+        InputError: when there is none, or it is not finished.
     """
-    run = cli.path(folder)
-    if not (run / "results.json").is_file():
+    path = cli.path(folder)
+    if not (path / "results.json").is_file():
         raise schema.InputError(
             f"train.start_from: {folder} holds no finished run; expected the --workdir "
             "of one"
         )
-    return tuple(
-        run_folder.read_json(run / name, "name another run in train.start_from")
-        for name in ("config.json", "results.json")
-    )
+    return run_lib.Run.load(path)

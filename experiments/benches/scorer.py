@@ -90,7 +90,8 @@ def _write_files(
     import jax
     import ml_collections
 
-    from tqa_jax import export, models, preprocess, schema, scorer, trained
+    from tqa_jax import export, models, preprocess, schema, scorer
+    from tqa_jax import run as run_lib
 
     model = models.make(
         widths=_WIDTHS,
@@ -113,13 +114,12 @@ def _write_files(
         for name, n in _WIDTHS.items()
     }
     modalities = tuple(schema.Modality(*pair) for pair in _WIDTHS.items())
-    run = trained.Trained(
-        ml_collections.ConfigDict({"data": {"max_frames": frames}}),
-        schema.Schema(modalities, schema.TASKS),
-        transforms,
-        model,
-        [params],
-        {},
+    run = run_lib.Run().but(
+        config=ml_collections.ConfigDict({"data": {"max_frames": frames}}),
+        schema=schema.Schema(modalities, schema.TASKS),
+        transforms=transforms,
+        model=model,
+        members=[params],
     )
     arrays = export.collect(run)
     for dtype in export.DTYPES:

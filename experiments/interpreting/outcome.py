@@ -53,7 +53,7 @@ def gather(
         }
         for changed in permutation.measure(case, repetitions=repetitions, seed=seed)
     ]
-    predictions = (case.folder / "predictions.csv").read_bytes()
+    predictions = (case.run.folder / "predictions.csv").read_bytes()
     return _rounded(
         {
             "format": FORMAT,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.interpreting import case as cases
-from tqa_jax import batch, ensemble, intervals, metrics, schema
+from tqa_jax import batch, metrics, schema, statistics
 
 ALL = "all modalities"
 _SECONDS = 0.4  # That are hidden at a time.
@@ -164,12 +164,12 @@ class Attention:
         self._options = case.run.model.options
         if not self._options["temporal_layers"]:
             raise schema.InputError(
-                f"the network of {case.folder} has no time attention "
+                f"the network of {case.run.folder} has no time attention "
                 "(model.temporal_layers is 0), which is looked at here; expected 1 or "
                 "more"
             )
         self._early = self._options["topology"] == "early"
-        self._attend = jax.jit(ensemble.members(case.run.model.attend))
+        self._attend = case.run.each_member(case.run.model.attend)
 
     def of(self, clip: int) -> Attended:
         """Attention in one clip.
@@ -186,7 +186,7 @@ class Attention:
         for row in case.windows_of(clip):
             one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], case.windows)
             # Of each block (members, 1, M, H, T, T) -> (blocks, members, M, H, T, T)
-            weights = np.stack(self._attend(case.params, one))[:, :, 0]
+            weights = np.stack(self._attend(case.run.params, one))[:, :, 0]
             mask = np.stack([one.frame_mask[name][0] for name in case.modalities])
             mask = mask.any(axis=0, keepdims=True) if self._early else mask
             window = self._options["temporal_window"]
@@ -251,9 +251,9 @@ def occlude(case: cases.Case, clip: int) -> Occluded:
         repeated(base.label_mask),
     )
     weights = cases.window_weights(many).reshape(*shape, 1)
-    scores = case.window_scores(many).reshape(*shape, -1)
+    scores = case.run.predict(many).reshape(*shape, -1)
     scores = (weights * scores).sum(axis=2) / weights.sum(axis=2)
-    change = scores - case.window_scores(base).mean(axis=0)
+    change = scores - case.run.predict(base).mean(axis=0)
     found = {}
     for target, name, values in zip(targets, (ALL, *names), change, strict=True):
         lost = sum((base.frame_mask[one] & hidden).any(axis=(1, 2)) for one in target)
@@ -351,10 +351,7 @@ def _mean_over_sources(
     values, sources = values[known], sources[known]
     if not len(values):
         return {"value": None, "reason": "defined for no clip"}
-    found = {"value": float(values.mean()), "low": None, "high": None}
-    if resamples and len(set(sources)) >= intervals.MIN_SOURCES:
-        rng = np.random.default_rng(seed)
-        counts = intervals.source_counts(sources, resamples=resamples, rng=rng)
-        ends = np.percentile((counts @ values) / counts.sum(axis=1), (2.5, 97.5))
-        found |= {"low": float(ends[0]), "high": float(ends[1])}
-    return found | {"clips": len(values)}
+    counts = statistics.resample_sources(sources, resamples, seed)
+    value, *draws = (counts @ values) / counts.sum(axis=1)
+    low, high = statistics.interval(np.array(draws))
+    return {"value": float(value), "low": low, "high": high, "clips": len(values)}

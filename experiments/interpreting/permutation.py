@@ -19,10 +19,9 @@ from jaxtyping import Float, Int
 
 from experiments.interpreting import case as cases
 from experiments.interpreting import groups
-from tqa_jax import batch, intervals, metrics, pipeline, schema
+from tqa_jax import batch, metrics, pipeline, schema, statistics
 
 METRICS = ("srcc", "plcc", "rmse")
-_CELLS = 2_000_000  # Resamples x clips that are worked on at a time.
 
 
 class Changed(NamedTuple):
@@ -165,11 +164,7 @@ def losses(
         labels = case.clips.labels[:, k]
         known = np.isfinite(labels)
         sources = np.array(case.clips.sources)[known]
-        counts = np.ones((1, int(known.sum())))
-        if len(set(sources)) >= intervals.MIN_SOURCES:
-            rng = np.random.default_rng(seed)
-            drawn = intervals.source_counts(sources, resamples=resamples, rng=rng)
-            counts = np.concatenate([counts, drawn])
+        counts = statistics.resample_sources(sources, resamples, seed)
         found[task.name] = {
             metric: _loss(
                 metric,
@@ -199,24 +194,9 @@ def _loss(
         )
         if ready.reason:
             return {"value": None, "reason": ready.reason}
-        step = max(1, _CELLS // len(labels))
-        drawn.append(
-            np.concatenate(
-                [
-                    metrics.resampled(
-                        metric, ready.scores, ready.labels, counts[at : at + step]
-                    )
-                    for at in range(0, len(counts), step)
-                ]
-            )
-        )
+        drawn.append(metrics.resampled(metric, ready.scores, ready.labels, counts))
     sign = -1.0 if metric == "rmse" else 1.0
     fall = sign * (drawn[0] - np.array(drawn[1:]))  # (R, S)
     sd = float(fall[:, 0].std(ddof=1)) if len(fall) > 1 else None
-    found = {"value": float(fall[:, 0].mean()), "low": None, "high": None, "sd": sd}
-    resampled = fall[:, 1:].mean(axis=0)
-    resampled = resampled[np.isfinite(resampled)]
-    if len(resampled) and len(resampled) >= 0.9 * (len(counts) - 1):
-        ends = np.percentile(resampled, (2.5, 97.5))
-        found |= {"low": float(ends[0]), "high": float(ends[1])}
-    return found
+    low, high = statistics.interval(fall[:, 1:].mean(axis=0))
+    return {"value": float(fall[:, 0].mean()), "low": low, "high": high, "sd": sd}

@@ -8,8 +8,8 @@ spread over seeds includes that of the draw. Tuning has a draw of its own.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.studying import command, contrasts, figures, results, trials
-from tqa_jax import comparison
+from experiments.studying import command, figures, results, trials
+from tqa_jax import comparison, statistics
 
 Cases = Callable[[int], Mapping[str, trials.Case]]
 TUNING = 1_000_000
@@ -81,7 +81,7 @@ def compare(
         row = comparison.compare(both)[-1]
         # The rank among two says nothing.
         rows.append({"case": name, "reference": other or ""} | row | {"rank": None})
-    contrasts.correct(rows, ("p_seeds", "p_clips"))
+    statistics.correct(rows, ("p_seeds", "p_clips"))
     for row in rows:
         row["verdict"] = results.verdict(row) if row["reference"] else ""
     return rows

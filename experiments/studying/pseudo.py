@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.studying import contrasts, derived, results, shares
-from tqa_jax import records, schema
-from tqa_jax.report import files
+from experiments.studying import derived, results, shares
+from tqa_jax import intervals, records, run, schema
 
 KINDS = ("all", "sure", "shuffled")
 
@@ -70,15 +69,14 @@ def teaching(
 
 def read(folder: pathlib.Path, tasks: Sequence[schema.Task]) -> Pseudo:
     """Reads what a teacher said of the clips that it was not trained on."""
-    found = files.predictions(folder / "predictions.csv", [task.name for task in tasks])
-    there = found.splits == "test"
+    found = run.Run.load(folder).predictions().of("test")
     low = np.array([task.low for task in tasks])
     high = np.array([task.high for task in tasks])
     return Pseudo(
-        tuple(found.clips[there].tolist()),
-        np.clip(found.scores[there], low, high),
-        found.labels[there],
-        found.spread[there],
+        tuple(found.clips),
+        np.clip(found.scores, low, high),
+        found.labels,
+        found.spread,
     )
 
 
@@ -164,7 +162,7 @@ def errors(
                         np.isnan(chosen[:, k]), np.nan, pseudo.labels[:, k]
                     )
                     for metric, values in found.items():
-                        (value,) = contrasts.figures(
+                        (value,) = intervals.figures(
                             metric, np.nan_to_num(chosen[None, :, k]), hidden, every
                         )[0]
                         if np.isfinite(value):

@@ -15,7 +15,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from tqa_jax import assemble, batch, memory, pipeline, prepare, run_folder
+from tqa_jax import assemble, batch, memory, pipeline, prepare
+from tqa_jax import run as run_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +112,12 @@ def load(folder: pathlib.Path, data: pathlib.Path | None = None) -> Step:
         data: folder of the data set; None for where the run had it.
 
     Raises:
-        InputError: when the data set cannot be read.
+        InputError: when the data set cannot be read, or is another one.
     """
-    described = run_folder.read_json(folder / "config.json", "train it again")
-    config = ml_collections.ConfigDict(described["config"])
-    opened = prepare.open_dataset(
-        data or described["data"]["path"],
-        modalities=config.model.modalities,
-        pca=config.preprocess.pca,
-        winsorise=config.preprocess.winsorise,
-        max_frames=config.data.max_frames,
-        memory_bytes=config.data.memory_gb * 2**30,
-        fitted=folder / "preprocess.npz",
-    )
+    run = run_lib.Run.load(folder)
+    opened = run.open_dataset(data)
     split = opened.split("train")
-    return Step(config, opened, split, len(_order(config, split)))
+    return Step(run.config, opened, split, len(_order(run.config, split)))
 
 
 def _order(config: ml_collections.ConfigDict, split: prepare.Split) -> np.ndarray:

@@ -15,18 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.studying import derived
-from tqa_jax import (
-    assemble,
-    comparison,
-    ensemble,
-    evaluate,
-    intervals,
-    pipeline,
-    prepare,
-    records,
-    schema,
-    trained,
-)
+from tqa_jax import comparison, evaluate, intervals, models, records, schema
+from tqa_jax import run as run_lib
 
 RANGE = (1.0, 5.0)
 _DEVIATIONS = 3.0  # Of a component on either side of its mean are its range.
@@ -54,31 +44,12 @@ def view(folder: pathlib.Path, data: pathlib.Path, split: str = "train") -> View
         data: folder of the data set.
         split: of it.
     """
-    run = trained.load(folder)
-    opened = prepare.open_dataset(
-        data,
-        modalities=tuple(run.transforms),
-        pca=run.config.preprocess.pca,
-        winsorise=run.config.preprocess.winsorise,
-        max_frames=run.config.data.max_frames,
-        memory_bytes=run.config.data.memory_gb * 2**30,
-        fitted=folder / "preprocess.npz",
-    )
-    found = opened.split(split)
-    params = jax.tree.map(lambda *leaves: np.stack(leaves), *run.members)
-
-    def represent(one, batch):
-        return run.model.join(one, run.model.trunk(one, batch))
-
-    def predict(function) -> np.ndarray:
-        program = jax.jit(ensemble.members(function))
-        order = pipeline.in_order(found.size, run.config.train.batch_size)
-        return evaluate.predict(program, params, found.batches(order), found.clips)
-
-    features = predict(represent)  # (M, N, D)
+    run = run_lib.Run.load(folder)
+    found = run.open_dataset(data).split(split)
+    features = evaluate.pooled(run.features(found), found.clips)  # (M, N, D)
     return View(
-        found.clips.names,
-        predict(run.model.apply).mean(axis=0),
+        tuple(found.clips.names),
+        run.score(found.clips, found),
         np.concatenate(list(features), axis=-1),
     )
 
@@ -147,25 +118,17 @@ def real(
     outcome: comparison.Outcome, tasks: Sequence[schema.Task]
 ) -> comparison.Outcome:
     """What became of a run, judged by some of its tasks."""
-    names = [task.name for task in tasks]
     said = outcome.predictions
-    scores = {name: said.scores[name] for name in names}
-    labels = {name: said.labels[name] for name in names}
+    said = said.at(np.arange(len(said.clips)), [task.name for task in tasks])
     report = intervals.report(
-        np.stack(list(scores.values()), axis=1),
-        np.stack(list(labels.values()), axis=1),
-        said.sources,
-        tasks,
-        resamples=0,
+        said.scores, said.labels, said.sources, tasks, resamples=0
     )
     return dataclasses.replace(
-        outcome,
-        results=outcome.results | report,
-        predictions=dataclasses.replace(said, scores=scores, labels=labels),
+        outcome, results=outcome.results | report, predictions=said
     )
 
 
-def only(run: trained.Trained, tasks: Sequence[schema.Task]) -> trained.Trained:
+def only(run: run_lib.Run, tasks: Sequence[schema.Task]) -> run_lib.Run:
     """A run without the heads of other tasks; what is left scores as before."""
     at = np.array([run.schema.task_names.index(task.name) for task in tasks])
 
@@ -173,12 +136,10 @@ def only(run: trained.Trained, tasks: Sequence[schema.Task]) -> trained.Trained:
         # Heads are stacked: their parameters have a leading axis of tasks.
         return leaf[at] if path[0].key == "head" else leaf
 
-    return dataclasses.replace(
-        run,
+    widths = {name: transform.width for name, transform in run.transforms.items()}
+    return run.but(
         schema=dataclasses.replace(run.schema, tasks=tuple(tasks)),
-        model=assemble.make_model(
-            run.config, {n: t.width for n, t in run.transforms.items()}, tasks
-        ),
+        model=models.from_config(run.config, widths, tasks),
         members=[jax.tree_util.tree_map_with_path(cut, one) for one in run.members],
         results={},
     )

@@ -11,9 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from tqa_jax import metrics
-
-_DEFINED = 0.9  # share of resamples that must have a value
+from tqa_jax import metrics, statistics
 
 
 class Correlation(NamedTuple):
@@ -66,17 +64,13 @@ def alpha(
 
     if np.ptp(table[known & paired]) == 0:
         return metrics.Value(None, "all ratings are equal")
-    value = float(of(np.ones(len(count))))
-    if not resamples:
-        return metrics.Value(value)
-    rng = np.random.default_rng(seed)
-    shares = np.full(len(count), 1 / len(count))
-    draws = of(rng.multinomial(len(count), shares, size=resamples).astype(float))
-    draws = draws[np.isfinite(draws)]
-    if len(draws) < _DEFINED * resamples:
-        return metrics.Value(value, "no interval: undefined on many resamples")
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return metrics.Value(value, low=float(low), high=float(high))
+    value, *draws = of(
+        statistics.resample_sources(range(len(count)), resamples, seed, least=1)
+    )
+    low, high = statistics.interval(np.array(draws))
+    short = resamples and low is None
+    reason = "no interval: undefined on many resamples" if short else ""
+    return metrics.Value(float(value), reason, low, high)
 
 
 def correlation(table: Float[np.ndarray, "I C"]) -> Correlation:

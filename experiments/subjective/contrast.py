@@ -13,16 +13,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from experiments.subjective import ratings as ratings_lib
-from tqa_jax import comparison
-
-_LEAST = 3  # raters
-
-
-def holm(rows: list[dict[str, Any]]) -> None:
-    """Adds `p_holm` to rows (Holm 1979), over those with a `p`."""
-    corrected = comparison.holm([row["p"] for row in rows])
-    for row, value in zip(rows, corrected, strict=True):
-        row["p_holm"] = value
+from tqa_jax import statistics
 
 
 def over_raters(
@@ -48,15 +39,14 @@ def over_raters(
         return found | {"reason": "no answers"}
     means = np.bincount(cluster, values[known]) / counts
     found["value"] = float(means.mean())
-    if len(counts) < _LEAST:
-        return found | {"reason": f"no test: fewer than {_LEAST} raters"}
-    # Rounding of equal means is no spread.
-    spread = means.std(ddof=1)
-    if spread <= 1e-12 * max(1.0, float(np.abs(means).max())):
+    if len(counts) < statistics.MIN_SEEDS:
+        return found | {"reason": "no test: fewer than 3 raters"}
+    found["p"] = statistics.paired_t(means)
+    if found["p"] is None:
         return found | {"reason": "no test: all raters have the same mean"}
+    spread = means.std(ddof=1)
     half = stats.t.ppf(0.975, len(counts) - 1) * spread / np.sqrt(len(counts))
     found["low"], found["high"] = found["value"] - half, found["value"] + half
-    found["p"] = float(stats.ttest_1samp(means, 0.0).pvalue)
     method = "exact" if len(np.unique(np.abs(means))) == len(means) <= 50 else "approx"
     found["p_wilcoxon"] = float(
         stats.wilcoxon(np.round(means, 9), zero_method="wilcox", method=method).pvalue
@@ -86,5 +76,5 @@ def _compare(trials: ratings_lib.Ratings, sign: np.ndarray) -> list[dict[str, An
         {"measure": name} | over_raters(sign * values, trials.rater)
         for name, values in measured.items()
     ]
-    holm(rows)
+    statistics.correct(rows, ("p",), "_holm")
     return rows

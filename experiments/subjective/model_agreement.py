@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from experiments.subjective import contrast, opinions
+from experiments.subjective import opinions
 from experiments.subjective import ratings as ratings_lib
-from tqa_jax import metrics, schema
+from tqa_jax import metrics, schema, statistics
 
 METRICS = (
     "plcc",
@@ -34,7 +34,6 @@ areas under the curve for telling different clips from similar ones, and the bet
 two different ones from the worse (Krasula et al. 2016)."""
 
 _LEVEL = 0.05  # two clips are different below it (t-test over raters of both)
-_DEFINED = 0.9  # share of resamples that must have a value
 _LEAST_CLIPS = 5
 
 
@@ -128,7 +127,7 @@ def compare(
             rows += _task(trials, task, these, resamples=resamples, seed=seed)
     for metric in METRICS:
         tested = [row for row in rows if row["metric"] == metric and "p" in row]
-        contrast.holm(tested)
+        statistics.correct(tested, ("p",), "_holm")
     return rows
 
 
@@ -147,13 +146,15 @@ def _task(
     clips = np.flatnonzero(scored)
     rng = np.random.default_rng(seed)
     raters = np.flatnonzero(np.bincount(trials.rater, minlength=len(trials.raters)))
-    plain = _measure(trials, table, models, np.ones(len(table)), scored.astype(float))
-    drawn = []
-    for _ in range(resamples if len(clips) >= _LEAST_CLIPS else 0):
-        rater_counts, clip_counts = np.zeros(len(table)), np.zeros(len(scored))
-        np.add.at(rater_counts, rng.choice(raters, len(raters)), 1)
-        np.add.at(clip_counts, rng.choice(clips, len(clips)), 1)
-        drawn.append(_measure(trials, table, models, rater_counts, clip_counts))
+    number = resamples if len(clips) >= _LEAST_CLIPS else 0
+    rater_counts = np.zeros((1 + number, len(table)))
+    clip_counts = np.zeros((1 + number, len(scored)))
+    for counts, places in ((rater_counts, raters), (clip_counts, clips)):
+        counts[:, places] = statistics.resample_sources(places, number, rng, least=1)
+    plain, *drawn = (
+        _measure(trials, table, models, *counts)
+        for counts in zip(rater_counts, clip_counts, strict=True)
+    )
     draws = np.array(drawn)  # (R, models, metrics)
     rows = []
     for m, name in enumerate(models):
@@ -173,12 +174,10 @@ def _summary(value: float, draws: np.ndarray, at: tuple[int, int]) -> dict[str, 
     found = empty | {"value": float(value)}
     if not len(draws):
         return found | {"reason": f"no interval: fewer than {_LEAST_CLIPS} clips"}
-    known = draws[(slice(None), *at)]
-    known = known[np.isfinite(known)]
-    if len(known) < _DEFINED * len(draws):
+    low, high = statistics.interval(draws[(slice(None), *at)])
+    if low is None:
         return found | {"reason": "no interval: undefined on many resamples"}
-    low, high = np.percentile(known, (2.5, 97.5))
-    return found | {"low": float(low), "high": float(high)}
+    return found | {"low": low, "high": high}
 
 
 def _difference(value: float, draws: np.ndarray, m: int, k: int) -> dict[str, Any]:
@@ -186,18 +185,10 @@ def _difference(value: float, draws: np.ndarray, m: int, k: int) -> dict[str, An
     if not math.isfinite(value):
         return found
     found["difference"] = float(value)
-    known = draws[:, m, k] - draws[:, 0, k] if len(draws) else np.empty(0)
-    known = known[np.isfinite(known)]
-    if not len(draws) or len(known) < _DEFINED * len(draws):
-        return found
-    low, high = np.percentile(known, (2.5, 97.5))
-    tail = min((known <= 0).sum(), (known >= 0).sum())
-    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(known)))
-    return found | {
-        "difference_low": float(low),
-        "difference_high": float(high),
-        "p": p,
-    }
+    if len(draws):
+        low, high, p = statistics.paired(draws[:, m, k] - draws[:, 0, k])
+        found |= {"difference_low": low, "difference_high": high, "p": p}
+    return found
 
 
 def _measure(

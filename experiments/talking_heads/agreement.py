@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from experiments.subjective import contrast
 from experiments.talking_heads import clips as clips_lib
-from tqa_jax import intervals, metrics
+from tqa_jax import metrics, statistics
 
 Row = dict[str, Any]
 _OVERALL = ("plcc", "srcc", "krcc", "rmse")
 _WITHIN = {"within": "srcc", "within_plcc": "plcc"}
 COMPARED = ("plcc", "srcc", "within")
 """Figures that methods are compared by."""
-_LEVEL = (2.5, 97.5)
 _WITHOUT_INTERVAL = ("krcc",)  # all pairs of clips, on every resample
 
 
@@ -50,13 +48,8 @@ def figure(
     for generator in np.unique(names):
         mine = names == generator
         some = counts[:, mine]
-        value = np.full(len(counts), np.nan)
-        # A generator that was not drawn has no clips to rank.
-        drawn = some.sum(axis=-1) > 0
-        value[drawn] = metrics.comparable(
-            _WITHIN[name], scores[mine], labels[mine], some[drawn]
-        )
-        varied[drawn] |= metrics.varies(scores[mine], some[drawn])
+        value = metrics.comparable(_WITHIN[name], scores[mine], labels[mine], some)
+        varied |= metrics.varies(scores[mine], some)
         there = np.isfinite(value)
         total[there] += (value * some.sum(axis=-1))[there]
         weight[there] += some.sum(axis=-1)[there]
@@ -86,7 +79,7 @@ def describe(
         mapped: the same after a logistic mapping; None where there is none.
         clips: all clips.
         folds: numbers of the test clips of each fold.
-        counts: resamples of all clips.
+        counts: resamples of all clips (`statistics.resample_sources`).
 
     Returns:
         For each method its figures over all clips with the ends of 95 % intervals
@@ -99,8 +92,8 @@ def describe(
         for name in (*_OVERALL, *_WITHIN):
             row[name] = plain(name, values, clips, everyone)
             if name not in _WITHOUT_INTERVAL:
-                draws = figure(name, values, clips, everyone, counts)
-                row[f"{name}_low"], row[f"{name}_high"] = _ends(draws)
+                draws = figure(name, values, clips, everyone, counts[1:])
+                row[f"{name}_low"], row[f"{name}_high"] = statistics.interval(draws)
             by_fold = [plain(name, values[rows], clips, rows) for rows in folds]
             row[f"{name}_folds"] = _mean(by_fold)
         for name in ("plcc", "rmse"):
@@ -131,46 +124,14 @@ def compare(
         mine = figure(name, scores[ours], clips, everyone, counts)
         rows: list[Row] = []
         for other in others:
-            draws = mine - figure(name, scores[other], clips, everyone, counts)
-            draws = draws[np.isfinite(draws)]
-            tail = min((draws <= 0).sum(), (draws >= 0).sum())
-            both = [plain(name, scores[m], clips, everyone) for m in (ours, other)]
-            defined = None not in both and len(draws) > 0
-            low, high = _ends(draws)
-            rows.append(
-                {
-                    "figure": name,
-                    "ours": ours,
-                    "other": other,
-                    "difference": both[0] - both[1] if defined else None,
-                    "low": low,
-                    "high": high,
-                    "p": min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
-                    if defined
-                    else None,
-                }
-            )
-        contrast.holm(rows)
+            value, *draws = mine - figure(name, scores[other], clips, everyone, counts)
+            row = {"figure": name, "ours": ours, "other": other}
+            row["difference"] = float(value) if np.isfinite(value) else None
+            tested = statistics.paired(np.array(draws))
+            rows.append(row | tested._asdict())
+        statistics.correct(rows, ("p",), "_holm")
         found += rows
     return found
-
-
-def resamples(
-    groups: Sequence[str], number: int, seed: int = 0
-) -> Float[np.ndarray, "R N"]:
-    """Draws resamples of whole groups of clips; none of too few groups."""
-    if len(set(groups)) < intervals.MIN_SOURCES:
-        number = 0
-    rng = np.random.default_rng(seed)
-    return intervals.source_counts(groups, resamples=number, rng=rng)
-
-
-def _ends(draws: np.ndarray) -> tuple[float | None, float | None]:
-    defined = draws[np.isfinite(draws)]
-    if len(defined) < 0.9 * len(draws) or not len(defined):
-        return None, None
-    low, high = np.percentile(defined, _LEVEL)
-    return float(low), float(high)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

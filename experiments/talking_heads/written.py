@@ -154,7 +154,7 @@ def _cell(row: agreement.Row, name: str) -> str:
 def _verdicts(rows: Sequence[agreement.Row]) -> str:
     kinds: dict[str, list[str]] = {}
     for row in rows:
-        if row["difference"] is None:
+        if row["p_holm"] is None:
             kinds.setdefault("not comparable with", []).append(row["other"])
             continue
         said = f"{row['other']} ({row['difference']:+.3f}, p {row['p_holm']:.3f})"

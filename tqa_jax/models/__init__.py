@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float
 
 from tqa_jax import batch, hyperparameters, schema
@@ -199,6 +200,34 @@ def make(
         attend,
         module.last_shared(),
         {"preset": preset, "dtype": dtype, "remat": remat, **fields},
+    )
+
+
+def from_config(
+    config: ml_collections.ConfigDict,
+    widths: Mapping[str, int],
+    tasks: Sequence[schema.Task],
+) -> Model:
+    """Builds the network that a configuration stands for.
+
+    Args:
+        config: see `configs/default.py`.
+        widths: of each modality after preprocessing.
+        tasks: of the data set.
+    """
+    options = {
+        name: value
+        for name, value in config.model.items()
+        if name not in ("preset", "dtype", "remat", "modalities") and value is not None
+    }
+    return make(
+        widths=widths,
+        tasks=tasks,
+        max_frames=config.data.max_frames,
+        preset=config.model.preset,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        **options,
     )
 
 

@@ -59,7 +59,7 @@ class Worst(NamedTuple):
     remark: str = ""
 
 
-def groups(run: record.Run, column: str, *, split: str = "") -> list[Group]:
+def groups(run: record.Record, column: str, *, split: str = "") -> list[Group]:
     """Errors by group, the worst first.
 
     Args:
@@ -93,7 +93,7 @@ def groups(run: record.Run, column: str, *, split: str = "") -> list[Group]:
 
 
 def worst(
-    run: record.Run, *, most: int = 10, clips: pathlib.Path | None = None
+    run: record.Record, *, most: int = 10, clips: pathlib.Path | None = None
 ) -> list[Worst]:
     """Test clips with the largest errors, the worst first.
 
@@ -123,7 +123,7 @@ def worst(
     return found
 
 
-def worst_by_task(run: record.Run, *, most: int = 3) -> dict[str, list[Worst]]:
+def worst_by_task(run: record.Record, *, most: int = 3) -> dict[str, list[Worst]]:
     """Test clips with the largest errors on each task, the worst first.
 
     Args:
@@ -148,7 +148,7 @@ def worst_by_task(run: record.Run, *, most: int = 3) -> dict[str, list[Worst]]:
     return found
 
 
-def _errors(run: record.Run) -> Float[np.ndarray, "N K"]:
+def _errors(run: record.Record) -> Float[np.ndarray, "N K"]:
     """Score minus label as a share of the task's range."""
     ranges = np.array([task.high - task.low for task in run.tasks])
     return (run.predictions.scores - run.predictions.labels) / ranges

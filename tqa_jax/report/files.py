@@ -4,10 +4,8 @@ The one thing to know: what is not as expected raises one of the errors of the s
 library (`ValueError`, `KeyError`, ...); `record` says which file is damaged.
 """
 
-import csv
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -55,18 +53,6 @@ class Results:
     best_epoch: int
     selected_by: str
     selected_value: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Content of `predictions.csv`; NaN where there is no number."""
-
-    clips: np.ndarray  # (N,)
-    sources: np.ndarray  # (N,)
-    splits: np.ndarray  # (N,)
-    scores: np.ndarray  # (N, K)
-    labels: np.ndarray  # (N, K)
-    spread: np.ndarray  # (N, K)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +110,8 @@ def json_object(path: pathlib.Path) -> dict[str, Any]:
     return _parsed(path.read_text(encoding="utf-8"))
 
 
-def results(path: pathlib.Path, tasks: Sequence[str]) -> Results:
-    """Reads `results.json`."""
-    found = json_object(path)
+def results(found: Mapping[str, Any], tasks: Sequence[str]) -> Results:
+    """Takes what the page shows out of the content of `results.json`."""
     rows = {task: found["tasks"][task] for task in tasks}
     confidence = found.get("confidence", {"level": None, "tasks": {}})
     return Results(
@@ -166,34 +151,6 @@ def _confidence(entry: Mapping[str, Any]) -> Confidence:
         risk_coverage=np.array(curve, float).reshape(-1, 2),
         reason=str(entry.get("reason", "")),
     )
-
-
-def predictions(path: pathlib.Path, tasks: Sequence[str]) -> Predictions:
-    """Reads `predictions.csv`."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, strict=True))
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise ValueError(
-                f"row {number} has another number of cells than the header"
-            )
-
-    def column(name: str) -> list[str]:
-        return [row[name] for row in rows]
-
-    def numbers(kind: str) -> np.ndarray:
-        columns = [[_cell(t) for t in column(f"{task}_{kind}")] for task in tasks]
-        return np.array(columns, float).reshape(len(tasks), len(rows)).T
-
-    return Predictions(
-        *(np.array(column(name), object) for name in ("clip", "source", "split")),
-        *(numbers(kind) for kind in ("score", "label", "spread")),
-    )
-
-
-def _cell(text: str) -> float:
-    value = float(text) if text else math.nan
-    return value if abs(value) < _HUGE else math.nan
 
 
 def log(path: pathlib.Path, tasks: Sequence[str]) -> Log:

@@ -16,7 +16,7 @@ _LEFT = 42  # Where both charts of a clip begin, so that times stand above each 
 _LEAST = 1.0  # Percent that the axis of changes reaches at least, either way.
 
 
-def importance(run: record.Run) -> list[Figure]:
+def importance(run: record.Record) -> list[Figure]:
     """Fall of SRCC without each modality, a chart a task."""
     found = run.interpretation
     if found is None:
@@ -55,7 +55,7 @@ def importance(run: record.Run) -> list[Figure]:
     return figures
 
 
-def over_time(run: record.Run) -> list[Figure]:
+def over_time(run: record.Record) -> list[Figure]:
     """Attention by frame above what hiding changes, for each chosen clip."""
     if run.interpretation is None:
         return []
@@ -99,7 +99,7 @@ def shades() -> list[tuple[str, str]]:
     return [(f"shade h{step}", name) for step, name in enumerate(names)]
 
 
-def keys(run: record.Run) -> list[tuple[str, str]]:
+def keys(run: record.Record) -> list[tuple[str, str]]:
     """Classes and names of the lines of changes."""
     if run.interpretation is None:
         return []
@@ -107,7 +107,7 @@ def keys(run: record.Run) -> list[tuple[str, str]]:
     return [(kind(run, name), name) for name in names]
 
 
-def kind(run: record.Run, name: str) -> str:
+def kind(run: record.Record, name: str) -> str:
     """Class of a modality's line; all modalities together have their own."""
     names = [modality.name for modality in run.modalities]
     return charts.series(names.index(name)) if name in names else "all"

@@ -21,7 +21,7 @@ class Figure(NamedTuple):
     key: Sequence[tuple[str, str]] = ()
 
 
-def metric_intervals(run: record.Run) -> list[Figure]:
+def metric_intervals(run: record.Record) -> list[Figure]:
     """Correlations of each task with their intervals."""
     found = []
     for metric in ("srcc", "plcc"):
@@ -51,7 +51,7 @@ def metric_intervals(run: record.Run) -> list[Figure]:
     return found
 
 
-def agreement(run: record.Run) -> list[Figure]:
+def agreement(run: record.Record) -> list[Figure]:
     """Score against label of test clips, and the errors' histogram, a pair a task."""
     found = []
     if run.predictions is None:
@@ -105,7 +105,7 @@ def _signed(mean: float) -> str:
     return f"mean {mean:+.2f}".replace("-", charts.MINUS)
 
 
-def confidence(run: record.Run) -> list[Figure]:
+def confidence(run: record.Record) -> list[Figure]:
     """Coverage of the conformal intervals, then risk by coverage of each task."""
     found, covered = [], []
     for task in run.tasks:

@@ -13,7 +13,7 @@ _MOST_FOR_TSNE = 500  # Clips; its time grows with their number squared.
 _MOST_SOURCES = 12  # With a colour of their own.
 
 
-def draw(run: record.Run) -> tuple[list[Figure], str]:
+def draw(run: record.Record) -> tuple[list[Figure], str]:
     """Maps of what the network makes of each clip, and a remark on what is shown.
 
     Two maps a projection: coloured by score, and by source.

@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tqa_jax import schema
+from tqa_jax import evaluate, run, schema
 from tqa_jax.report import files, interpreted
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Record:
     """A finished run; the fields that may be None are files that may be missing."""
 
     folder: pathlib.Path
@@ -28,7 +28,7 @@ class Run:
     modalities: Sequence[schema.Modality]
     data_path: str
     results: files.Results
-    predictions: files.Predictions | None
+    predictions: evaluate.Predictions | None
     log: files.Log | None
     audit: files.Audit | None
     environment: Mapping[str, Any] | None
@@ -38,7 +38,7 @@ class Run:
     stale_interpretation: bool
 
 
-def load(folder: pathlib.Path) -> Run:
+def load(folder: pathlib.Path) -> Record:
     """Reads the folder of a finished run.
 
     Args:
@@ -47,32 +47,25 @@ def load(folder: pathlib.Path) -> Run:
     Raises:
         InputError: when there is no run, it is not finished, or a file is damaged.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise schema.InputError(
-            f"{folder} holds no run; make one with `python -m tqa_jax.main`"
-        )
-    with _reading(path):
-        written = files.json_object(path)
-        config = dict(written["config"])
-        described = schema.Schema.from_json(written["data"]["schema"])
-        data_path = str(written["data"]["path"])
-    if not (folder / "results.json").is_file():
-        raise schema.InputError(
-            f"{folder} holds a run that is not finished; the command that started it "
-            "finishes it"
-        )
+    found = run.Run.load(folder)
+    with _reading(folder / "config.json"):
+        config = dict(found.description["config"])
+        described = found.data_schema
+        data_path = str(found.description["data"]["path"])
     tasks = described.task_names
+    with _reading(folder / "results.json"):
+        results = files.results(found.results, tasks)
     interpretation = _file(folder / interpreted.FILE, interpreted.read, tasks)
     there = (folder / interpreted.FILE).is_file()
-    return Run(
+    predicted = (folder / "predictions.csv").is_file()
+    return Record(
         folder=folder,
         config=config,
         tasks=described.tasks,
         modalities=described.modalities,
         data_path=data_path,
-        results=_file(folder / "results.json", files.results, tasks),
-        predictions=_file(folder / "predictions.csv", files.predictions, tasks),
+        results=results,
+        predictions=found.predictions() if predicted else None,
         log=_file(folder / "metrics.jsonl", files.log, tasks),
         audit=_file(folder / "audit.json", files.audit),
         environment=_file(folder / "environment.json", files.json_object),

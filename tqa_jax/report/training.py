@@ -14,7 +14,7 @@ from tqa_jax.report.panels import Figure
 _BINS = 120  # Points of a training curve.
 
 
-def curves(run: record.Run) -> list[Figure]:
+def curves(run: record.Record) -> list[Figure]:
     """Losses, validation SRCC and learning rate by epoch."""
     if run.log is None:
         return []
@@ -48,7 +48,7 @@ def curves(run: record.Run) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
-def balance(run: record.Run) -> list[Figure]:
+def balance(run: record.Record) -> list[Figure]:
     """Weight, gradient norm and, with gradient surgery, coefficient of each task."""
     if run.log is None:
         return []
@@ -73,7 +73,7 @@ def balance(run: record.Run) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
-def composition(run: record.Run) -> list[Figure]:
+def composition(run: record.Record) -> list[Figure]:
     """Share of each weighted task loss, and of the rest, in the training loss."""
     if run.log is None or len(run.log.train["step"]) < 2:
         return []
@@ -105,7 +105,7 @@ def composition(run: record.Run) -> list[Figure]:
     return [Figure("Share of the training loss", chart.svg())]
 
 
-def correlations(run: record.Run) -> list[Figure]:
+def correlations(run: record.Record) -> list[Figure]:
     """Correlations between tasks: of predictions by epoch, and of labels."""
     if run.log is None or not run.log.correlation:
         return []
@@ -134,7 +134,7 @@ def correlations(run: record.Run) -> list[Figure]:
     return found + _correlation_by_epoch(run)
 
 
-def _correlation_by_epoch(run: record.Run) -> list[Figure]:
+def _correlation_by_epoch(run: record.Record) -> list[Figure]:
     """Mean correlation between tasks, and its distance from that of labels."""
     epochs = np.array([epoch for epoch, _, _ in run.log.correlation], float)
     pairs = np.triu_indices(len(run.tasks), 1)
@@ -163,7 +163,7 @@ def _mean(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _by_epoch(
-    run: record.Run,
+    run: record.Record,
     lines: Mapping[str, np.ndarray],
     y: np.ndarray,
     most: int = _BINS,
@@ -179,7 +179,7 @@ def _by_epoch(
 
 
 def _lines(
-    run: record.Run,
+    run: record.Record,
     title: str,
     name: str,
     lines: Sequence[tuple[np.ndarray, np.ndarray, str]],
