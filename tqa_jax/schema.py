@@ -127,7 +127,10 @@ class Schema:
         """Returns a dict that `json` can write and `from_json` can read."""
         return {
             "fps": self.fps,
-            "modalities": [dataclasses.asdict(item) for item in self.modalities],
+            "modalities": [
+                dataclasses.asdict(item) | {"features": list(item.features)}
+                for item in self.modalities
+            ],
             "tasks": [dataclasses.asdict(item) for item in self.tasks],
         }
 
