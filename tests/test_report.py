@@ -460,6 +460,8 @@ def test_folder_without_a_run_or_unfinished_is_one_clear_line(tmp_path, capsys):
         ("interpretation.json", '{"format": "b"}', "format 'b'; expected 'tqa_jax"),
         ("representation.npz", "PK\x03\x04 no archive", "zip file"),
         ("representation.npz", "", "No data left in file"),
+        ("predictions.csv", "", "it is empty"),
+        ("metrics.jsonl", "", "it is empty"),
     ],
 )
 def test_damaged_file_is_named(tmp_path, file, content, message):

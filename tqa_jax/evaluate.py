@@ -281,6 +281,8 @@ def read_predictions(
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             rows, header = list(reader), reader.fieldnames or []
+        if not header:
+            raise ValueError("it is empty")
         for number, row in enumerate(rows, 2):
             if None in row or None in row.values():
                 raise ValueError(

@@ -165,6 +165,8 @@ def log(path: pathlib.Path, tasks: Sequence[str]) -> Log:
                 before.append(line)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"line {number}: {error}") from error
+    if not any(lines.values()):
+        raise ValueError("it is empty")
     fields = {
         "train": ["loss/total", "loss/consistency", "lr", "grad_norm/total"]
         + [
