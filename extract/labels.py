@@ -138,7 +138,7 @@ def read(
     if problems:
         more = len(problems) - _MAX_PROBLEMS
         shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise schema.InputError(f"{path} cannot be used:\n  " + "\n  ".join(shown))
+        raise schema.InputError(f"{path} cannot be used: {'; '.join(shown)}")
     if scored and not any(item.labels for item in items):
         raise schema.InputError(
             f"{path} has no score at all: all cells of "

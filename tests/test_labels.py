@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from extract import labels
@@ -58,8 +60,8 @@ def test_every_problem_is_named_at_once(folder):
     )
     with pytest.raises(schema.InputError) as caught:
         _read(folder, text)
-    lines = str(caught.value).splitlines()
-    assert "labels.csv cannot be used" in lines[0]
+    first, *lines = re.split(r"(?:; |: )(?=line \d+: )", str(caught.value))
+    assert first.endswith("labels.csv cannot be used") and "\n" not in first
     expected = [
         "line 4: clip 'b.mkv' has a row already, line 3; average the ratings",
         "line 2: overall is 9; expected 1 to 5",
@@ -70,8 +72,7 @@ def test_every_problem_is_named_at_once(folder):
         "line 6: overall is 'nan'",
         "line 7: the clip is empty",
     ]
-    assert len(lines) == 1 + len(expected)
-    for line, part in zip(lines[1:], expected, strict=True):
+    for line, part in zip(lines, expected, strict=True):
         assert part in line
 
 
@@ -79,13 +80,12 @@ def test_rows_of_raters_get_one_line_that_says_what_to_do(folder):
     rows = [f"{clip},{name},3\n" for name in ("anna", "ben", "cleo") for clip in "bc"]
     with pytest.raises(schema.InputError) as caught:
         _read(folder, "clip,rater,overall\n" + "".join(rows))
-    lines = str(caught.value).splitlines()
-    assert lines[1].strip() == (
-        "line 4: clip 'b' has a row already, line 2 (and so have 3 more); average the "
+    assert str(caught.value).endswith(
+        "labels.csv cannot be used: line 4: clip 'b' has a row already, line 2 (and so have 3 more); average the "
         "ratings of a clip first, or give those of each rater to "
         "`python -m experiments.subjective analyse`, which writes labels.csv"
     )
-    assert sum("has a row already" in line for line in lines) == 1
+    assert str(caught.value).count("has a row already") == 1
 
 
 @pytest.mark.parametrize("cell", ["", "-1", "NA"])
@@ -111,7 +111,7 @@ def test_problems_without_end_are_cut(folder):
     text = "clip,overall\n" + "".join(f"none{i},3\n" for i in range(100))
     with pytest.raises(schema.InputError, match="and 80 more") as caught:
         _read(folder, text)
-    assert len(str(caught.value).splitlines()) == 22
+    assert str(caught.value).count("is not in") == 20
 
 
 @pytest.mark.parametrize(

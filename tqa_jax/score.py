@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with cli.imports():
         from extract import backends
-    options = backends.command_line(Options, choices=False)
+
+        options = backends.command_line(Options, choices=False)
     return cli.main(_run, options, arguments)
 
 
