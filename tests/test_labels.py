@@ -80,11 +80,11 @@ def test_rows_of_raters_get_one_line_that_says_what_to_do(folder):
     rows = [f"{clip},{name},3\n" for name in ("anna", "ben", "cleo") for clip in "bc"]
     with pytest.raises(schema.InputError) as caught:
         _read(folder, "clip,rater,overall\n" + "".join(rows))
-    assert str(caught.value).endswith(
-        "labels.csv cannot be used: line 4: clip 'b' has a row already, line 2 (and so have 3 more); average the "
-        "ratings of a clip first, or give those of each rater to "
-        "`python -m experiments.subjective analyse`, which writes labels.csv"
-    )
+    assert (
+        "labels.csv cannot be used: line 4: clip 'b' has a row already, line 2 (and so "
+        "have 3 more); average the ratings of a clip first, or give those of each "
+        "rater to `python -m experiments.subjective analyse`, which writes labels.csv; "
+    ) in str(caught.value)
     assert str(caught.value).count("has a row already") == 1
 
 
