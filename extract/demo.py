@@ -3,7 +3,7 @@ r"""Makes the demo data set: rendered talking faces with planted flaws.
     python -m extract.demo --clips=240
 
 The one thing to know: labels are computed from the strengths of the planted flaws
-(`demo_plan.labels`), never rated by people, and the set says so (`kind: degradation`).
+(`flaws.labels`), never rated by people, and the set says so (`kind: degradation`).
 Clips are rendered into `<set>.work/` one file at a time and measured by the real
 extractor; whatever stops the job, the same call goes on, and a finished set is used
 again.
@@ -28,13 +28,13 @@ with cli.imports():
     from extract import backends, encode, jobs, landmarks, measure
     from extract import build as builder
     from extract import clip as extractor
-    from extract.degrading import flaws
+    from extract.degrading import FPS, FRAME, Scene, flaws
     from extract.rendering import demo_plan, portrait, render, speech
 
 _logger = logging.getLogger(__name__)
 
 EXAMPLES = 4
-_MARGIN = 20  # frames of speech before and after the clip: more than `flaws.MAX_OFFSET`
+_MARGIN = 20  # frames of speech before and after the clip: more than the largest offset
 
 
 def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -43,25 +43,25 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         RGB frames (T, 256, 256, 3) at 25 Hz and mono audio at 16 kHz.
     """
-    strength = {flaw: item.strengths.get(flaw, 0.0) for flaw in demo_plan.PENALTIES}
+    strengths = dict(item.strengths)
     voice = speech.draw_voice(item.identity_seed)
     # A clip is cut out of longer speech: speech begins with a pause, and where that is
     # would tell the offset to one who only listens.
-    frames = round(demo_plan.SECONDS * flaws.FPS)
-    seconds = (frames + 2 * _MARGIN) / flaws.FPS
+    rows = round(demo_plan.SECONDS * FPS)
+    seconds = (rows + 2 * _MARGIN) / FPS
     said, other = (
         speech.synthesize(voice, seconds=seconds, arousal=item.arousal, seed=seed)
         for seed in (item.seed, item.seed + 50_000)
     )
-    rows = slice(_MARGIN, _MARGIN + frames)
-    heard = slice(*(at * flaws.RATE // flaws.FPS for at in (rows.start, rows.stop)))
+    shown = slice(_MARGIN, _MARGIN + rows)
+    heard = slice(_MARGIN * FRAME, (_MARGIN + rows) * FRAME)
     # Either way, so that the voice alone does not tell.
-    face = item.arousal + strength["affect"] * (1 - 2 * item.arousal)
+    face = item.arousal + strengths.pop("affect", 0.0) * (1 - 2 * item.arousal)
     motion = render.draw_motion(
-        said.opening[rows],
-        said.spread[rows],
+        said.opening[shown],
+        said.spread[shown],
         arousal=face,
-        damping=strength["damping"],
+        damping=strengths.pop("damping", 0.0),
         seed=item.seed,
     )
     frames = render.render(
@@ -70,16 +70,13 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
         covered=item.covered,
         seed=item.seed,
     )
-    frames = flaws.jitter(frames, strength["jitter"], item.seed)
-    frames = flaws.freeze(frames, strength["freeze"], item.seed)
-    frames = flaws.blur(frames, strength["blur"])
-    frames = flaws.compression(frames, strength["compression"])
-    audio = flaws.offset(said.audio, strength["offset"], item.seed)[heard]
-    audio = flaws.swap(audio, other.audio[heard], strength["swap"], item.seed)
-    audio = flaws.clipping(audio, strength["clipping"])
-    audio = flaws.noise(audio, strength["noise"], item.seed)
-    audio = flaws.band_limit(audio, strength["band_limit"])
-    return frames, audio
+    scene = Scene(item.seed, rows, other.audio[heard])
+    frames = np.stack(list(flaws.plant("picture", iter(frames), strengths, scene)))
+    audio = said.audio
+    if "offset" in strengths:  # in the longer speech, so that other speech comes in
+        offset = {"offset": strengths.pop("offset")}
+        audio = flaws.plant("sound", audio, offset, scene)
+    return frames, flaws.plant("sound", audio[heard], strengths, scene)
 
 
 def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> None:
@@ -192,8 +189,9 @@ def _provenance(clips: int, seed: int) -> dict:
         "picture": "skimage.data.astronaut(), public domain (NASA)",
         "speech": "synthetic",
         "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
-        "penalties": {flaw: dict(takes) for flaw, takes in demo_plan.PENALTIES.items()},
-        "flaws": dict(demo_plan.MEANINGS),
+        "penalties": {name: dict(flaw.penalties) for name, flaw in flaws.FLAWS.items()},
+        "flaws": {name: flaw.meaning for name, flaw in flaws.FLAWS.items()}
+        | demo_plan.MEANINGS,
         "missing_labels": demo_plan.MISSING_LABELS,
     }
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import signal
 
 from extract import decode, demo, sound
-from extract.degrading import flaws
+from extract.degrading import FRAME, sound_flaws
 from extract.rendering import demo_plan
 from tqa_jax import records, schema
 
@@ -43,7 +43,7 @@ def test_an_offset_brings_in_speech_from_beyond_the_clip(index):
     late = dataclasses.replace(plain, strengths={"offset": 1.0})
     still, moved = demo.make_clip(plain), demo.make_clip(late)
     np.testing.assert_array_equal(still[0], moved[0])
-    shift = flaws.offset_frames(1.0, plain.seed) * flaws.RATE // flaws.FPS
+    shift = sound_flaws.offset_frames(1.0, plain.seed) * FRAME
     kept = slice(max(shift, 0), len(moved[1]) + min(shift, 0))
     rolled = np.roll(still[1], shift)
     np.testing.assert_array_equal(moved[1][kept], rolled[kept])

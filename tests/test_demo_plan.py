@@ -1,35 +1,9 @@
 import numpy as np
 import pytest
 
+from extract.degrading import flaws
 from extract.rendering import demo_plan
 from tqa_jax import schema
-
-FLAWS = tuple(demo_plan.PENALTIES)
-
-
-def _scores(plans):
-    return np.array([list(demo_plan.labels(item.strengths).values()) for item in plans])
-
-
-def test_a_flawless_clip_has_the_best_score_everywhere():
-    assert demo_plan.labels({}) == {task.name: 5.0 for task in schema.TASKS}
-
-
-@pytest.mark.parametrize("flaw", FLAWS)
-def test_labels_fall_with_strength_and_stay_in_range(flaw):
-    rows = np.array(
-        [list(demo_plan.labels({flaw: s}).values()) for s in np.linspace(0, 1, 9)]
-    )
-    change = np.diff(rows, axis=0)
-    assert np.all(change <= 0) and np.all(rows >= 1) and np.all(rows <= 5)
-    hurt = [task.name in demo_plan.PENALTIES[flaw] for task in schema.TASKS]
-    assert np.all(change[:, hurt] < 0) and not change[:, np.logical_not(hurt)].any()
-    assert hurt[-1], "every flaw takes from `overall`"
-
-
-def test_all_flaws_together_stay_in_range():
-    worst = demo_plan.labels(dict.fromkeys(FLAWS, 1.0))
-    assert all(1 <= score < 1.5 for score in worst.values())
 
 
 def test_the_plan_is_deterministic_and_follows_the_seed():
@@ -68,7 +42,8 @@ def test_the_full_set_has_the_sizes_it_promises():
 
 
 def test_tasks_of_the_full_set_spread_and_are_not_the_same():
-    scores = _scores(demo_plan.plan(240))
+    plans = demo_plan.plan(240)
+    scores = np.array([list(flaws.labels(item.strengths).values()) for item in plans])
     assert scores.std(axis=0).min() > 0.6
     related = np.abs(np.corrcoef(scores.T) - np.eye(5))
     assert related.max() < 0.9

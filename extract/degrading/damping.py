@@ -138,6 +138,8 @@ def bend(
         points: landmarks in picture widths and heights.
         shift: of `shifts`, in picture heights.
     """
+    if not np.any(shift):
+        return pixels
     tall, wide = pixels.shape[:2]
     places = points[:, :2] * np.array([wide, tall]) - 0.5
     height = np.linalg.norm(places[_HEIGHT[0]] - places[_HEIGHT[1]])
@@ -146,7 +148,7 @@ def bend(
     low = np.floor(places.min(axis=0)).astype(int)
     high = np.ceil(places.max(axis=0)).astype(int)
     low, high = np.maximum(low, 0), np.minimum(high, (wide - 1, tall - 1))
-    if np.any(high - low < 8) or not np.any(shift):
+    if np.any(high - low < 8):
         return pixels
     columns, rows = high - low + 1
     nodes = np.maximum(2, np.ceil((high - low) / (_GRID * height)).astype(int) + 1)
