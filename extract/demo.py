@@ -2,22 +2,21 @@ r"""Makes the demo data set: rendered talking faces with planted flaws.
 
     python -m extract.demo --clips=240
 
-The one thing to know: labels are computed from the strengths of the planted flaws
-(`flaws.labels`), never rated by people, and the set says so (`kind: degradation`).
+Labels are computed from the strengths of the planted flaws (`flaws.labels`), never
+rated by people, and the set says so (`kind: degradation`).
 Clips are rendered into `<set>.work/` one file at a time and measured by the real
 extractor; whatever stops the job, the same call goes on, and a finished set is used
 again.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -79,17 +78,6 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
     return frames, flaws.plant("sound", audio[heard], strengths, scene)
 
 
-def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> None:
-    """Writes an .mp4 of good quality (H.264, AAC); it appears complete or not at all.
-
-    Args:
-        path: the file.
-        frames: RGB, (T, H, W, 3) at 25 Hz, even width and height.
-        audio: mono at 16 kHz, within -1..1.
-    """
-    encode.write(path, frames, audio)
-
-
 def described() -> schema.Schema:
     """Modalities and tasks of the demo set."""
     return schema.Schema(backends.describe(backends.options()), schema.TASKS)
@@ -126,53 +114,43 @@ def build(
     asked = measure.digest([_provenance(clips, seed), drawn, of])
     path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"
     work = path.with_name(path.name + ".work")
-    with _locked(path):
-        if not (path / "dataset.json").is_file():
-            _logger.info("building the demo data set of %d clips in %s", clips, path)
-            landmarks.check_library(model)
-            work.mkdir(exist_ok=True)
-            _render_all(plans, work, num_workers)
-            _keep_examples(plans, work, path.with_name(path.name + "-examples"))
-            summary = builder.build(
-                [_item(item, work) for item in plans],
-                path,
-                tasks=schema.TASKS,
-                name="tqa_demo",
-                provenance=_provenance(clips, seed),
-                options=options,
-                features=work / "features",
-                num_workers=num_workers,
-            )
-            _logger.info("%s", summary.line())
-        if work.exists():
-            shutil.rmtree(work)
-    return path
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time build a set; says what the disk refuses."""
+    items = [
+        builder.Item(
+            work / f"{p.clip}.mp4", p.clip, p.source, p.split, p.labels, p.absent
+        )
+        for p in plans
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A second process waits, and finds the set.
         with output.lock(path.with_name(path.name + ".lock"), wait=True):
-            yield
+            if not (path / "dataset.json").is_file():
+                _logger.info(
+                    "building the demo data set of %d clips in %s", clips, path
+                )
+                landmarks.check_library(model)
+                work.mkdir(exist_ok=True)
+                _render_all(plans, work, num_workers)
+                _keep_examples(plans, work, path.with_name(path.name + "-examples"))
+                summary = builder.build(
+                    items,
+                    path,
+                    tasks=schema.TASKS,
+                    name="tqa_demo",
+                    provenance=_provenance(clips, seed),
+                    options=options,
+                    features=work / "features",
+                    num_workers=num_workers,
+                )
+                _logger.info("%s", summary.line())
+            if work.exists():
+                shutil.rmtree(work)
     except OSError as error:
         raise schema.InputError(
             f"the demo data set cannot be kept in {path.parent}: {error}; the same "
             "command goes on, or choose another folder by TQA_CACHE or --out"
         ) from error
-
-
-def _item(item: demo_plan.Plan, work: pathlib.Path) -> builder.Item:
-    return builder.Item(
-        path=work / f"{item.clip}.mp4",
-        clip=item.clip,
-        source=item.source,
-        split=item.split,
-        labels=item.labels,
-        absent=item.absent,
-    )
+    return path
 
 
 def _provenance(clips: int, seed: int) -> dict:
@@ -217,43 +195,33 @@ def _render_all(
 
 
 def _render_one(item: demo_plan.Plan, file: pathlib.Path) -> None:
-    frames, audio = make_clip(item)
-    write_video(file, frames, audio)
+    encode.write(file, *make_clip(item))
 
 
 def _keep_examples(
     plans: Sequence[demo_plan.Plan], work: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    """Copies a flawless clip and clips of different flaws to look at."""
-    # The flawless first, then each clip that brings a flaw not seen yet.
-    chosen, seen = [], set()
+    """Copies a flawless clip and clips of different flaws to look at; lists all."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    first = {}  # clip by the only flaw in it, the flawless one before all
     for item in sorted(plans, key=lambda item: len(item.strengths)):
-        kind = tuple(item.strengths)
-        if len(kind) < 2 and kind not in seen and len(chosen) < EXAMPLES:
-            chosen.append(item)
-            seen.add(kind)
-    part = folder.with_name(folder.name + ".part")
-    for old in (part, folder):
-        if old.exists():
-            shutil.rmtree(old)
-    part.mkdir()
-    for item in chosen:
-        kind = "_".join(item.strengths) or "flawless"
-        shutil.copyfile(work / f"{item.clip}.mp4", part / f"{item.clip}_{kind}.mp4")
+        if len(item.strengths) < 2:
+            first.setdefault("".join(item.strengths) or "flawless", item.clip)
+    for kind, clip in list(first.items())[:EXAMPLES]:
+        shutil.copyfile(work / f"{clip}.mp4", folder / f"{clip}_{kind}.mp4")
     names, rows = [task.name for task in schema.TASKS], []
     for item in plans:
-        scores = [
-            f"{item.labels[name]:.4f}" if name in item.labels else "" for name in names
-        ]
+        scores = {name: f"{score:.4f}" for name, score in item.labels.items()}
         strengths = {flaw: round(at, 4) for flaw, at in item.strengths.items()}
         rows.append(
-            [item.clip, item.source, item.split, *scores]
+            [item.clip, item.source, item.split, *map(scores.get, names)]
             + [json.dumps(strengths), " ".join(item.absent)]
-            + ["-".join(map(str, item.covered)) if item.covered else ""]
+            + ["-".join(map(str, item.covered or ()))]
         )
     header = ["clip", "source", "split", *names, "flaws", "absent", "covered"]
-    output.write(part / "clips.csv", output.table(header, rows))
-    part.rename(folder)
+    output.write(folder / "clips.csv", output.table(header, rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

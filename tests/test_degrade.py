@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from extract import decode, degrade, demo, jobs, labels, landmarks, sound
+from extract import decode, degrade, demo, encode, jobs, labels, landmarks, sound
 from extract.backends import correlation as sync
 from extract.build import Item
 from extract.degrading import (
@@ -39,7 +39,7 @@ def talking(tmp_path_factory):
     for index in range(2):
         item = demo_plan.plan(24)[index]
         item = dataclasses.replace(item, strengths={}, covered=None, arousal=0.9)
-        demo.write_video(folder / f"clip{index}.mp4", *demo.make_clip(item))
+        encode.write(folder / f"clip{index}.mp4", *demo.make_clip(item))
     return folder
 
 

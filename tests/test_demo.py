@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from extract import decode, demo, sound
+from extract import decode, demo, encode, sound
 from extract.degrading import FRAME, sound_flaws
 from extract.rendering import demo_plan
 from tqa_jax import records, schema
@@ -21,7 +21,7 @@ def test_a_written_clip_keeps_its_pictures_and_its_sound_in_step(tmp_path):
     )
     frames, audio = demo.make_clip(item)
     file = tmp_path / "clip.mp4"
-    demo.write_video(file, frames, audio)
+    encode.write(file, frames, audio)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     with av.open(str(file)) as container:
         assert container.streams.video[0].average_rate == 25
