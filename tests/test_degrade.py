@@ -29,8 +29,6 @@ from extract.rendering import demo_plan
 from tests import media
 from tqa_jax import schema
 
-STRENGTHS = (0.25, 0.6, 1.0)
-
 
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory):
@@ -76,19 +74,27 @@ def _greys(path):
     return np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in shown])
 
 
-def _sharpness(path):
-    return np.mean([cv2.Laplacian(g, cv2.CV_64F).var() for g in _greys(path)])
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_planted_offset_is_measured_exactly(original, heard, tmp_path, seed):
-    frames = 3 + 4 * seed
-    strength = frames / sound_flaws.MAX_OFFSET
-    row = _plant(original, heard, tmp_path / "a.mp4", offset=strength, seed=seed)
-    assert row["planted"] == sound_flaws.offset_frames(strength, seed)
-    assert abs(row["planted"]) == frames
-    assert row["measured"] == pytest.approx(row["planted"], abs=1 / 40)  # 1 ms
-    assert row["agrees"]
+@pytest.mark.parametrize("flaw", sorted(set(degrade_plan.FLAWS) - {"damping"}))
+@pytest.mark.parametrize("strength", (0.25, 0.5, 1.0))
+def test_flaws_are_measured_as_planted(original, heard, tmp_path, flaw, strength):
+    row = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
+    meant = {
+        "offset": sound_flaws.offset_frames(strength, 3),
+        "noise": 40 - 40 * strength,
+        "band_limit": 7000 * 0.1**strength,
+        "clipping": 0.4 * strength,
+        "swap": strength,
+        "blur": 2.56 * strength,  # of 256 pixels
+        "compression": 20 + 20 * strength,
+        "freeze": round(0.8 * strength * 79) / 79,
+        "jitter": np.mean(picture_flaws.jitter_picks(80, strength, 3) != np.arange(80)),
+    }
+    assert row["planted"] == pytest.approx(meant[flaw])
+    assert row["agrees"] or flaw == "compression", row
+    if flaw == "offset":
+        assert row["measured"] == pytest.approx(row["planted"], abs=1 / 40)  # 1 ms
+    elif flaws.FLAWS[flaw].kind == "sound":
+        assert row["measured"] == pytest.approx(row["planted"], rel=0.03, abs=0.3)
 
 
 def test_a_planted_offset_is_where_the_sync_backend_finds_it(
@@ -106,23 +112,6 @@ def test_a_planted_offset_is_where_the_sync_backend_finds_it(
     assert found[1] - found[0] == pytest.approx(planted, abs=1)
 
 
-@pytest.mark.parametrize("flaw", ["noise", "band_limit", "clipping", "swap"])
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_flaws_of_the_sound_are_measured_as_planted(
-    original, heard, tmp_path, flaw, strength
-):
-    row = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
-    meant = {
-        "noise": 40 - 40 * strength,
-        "band_limit": 7000 * 0.1**strength,
-        "clipping": 0.4 * strength,
-        "swap": strength,
-    }
-    assert row["planted"] == pytest.approx(meant[flaw])
-    assert row["measured"] == pytest.approx(row["planted"], rel=0.03, abs=0.3)
-    assert row["agrees"]
-
-
 @pytest.mark.parametrize(
     "flaw", ["offset", "noise", "band_limit", "clipping", "swap", "blur", "freeze"]
 )
@@ -137,40 +126,16 @@ def test_a_flaw_that_is_not_there_does_not_agree(original, heard, tmp_path, flaw
     assert flaws.FLAWS[flaw].measure(*both, 0.5, Scene(3))[2] is False
 
 
-def test_blur_is_measured_as_planted_and_takes_sharpness(original, heard, tmp_path):
-    sharpness = []
-    for strength in STRENGTHS:
-        row = _plant(original, heard, tmp_path / "a.mp4", blur=strength)
-        assert row["planted"] == pytest.approx(2.56 * strength)  # of 256 pixels
-        assert row["agrees"]
-        sharpness.append(_sharpness(tmp_path / "a.mp4"))
-    assert sharpness == sorted(sharpness, reverse=True)
-    assert sharpness[0] < 0.8 * _sharpness(original.path)
-
-
 def test_compression_costs_signal_and_leaves_blocks(original, heard, tmp_path):
     measured, blocks = [], []
-    for strength in STRENGTHS:
+    for strength in (0.25, 1.0):
         path = tmp_path / "a.mp4"
         measured.append(_plant(original, heard, path, compression=strength)["measured"])
         change = np.abs(np.diff(_greys(path).astype(float), axis=2)).mean(axis=(0, 1))
         on_grid = np.arange(len(change)) % 8 == 7
         blocks.append(change[on_grid].mean() / change[~on_grid].mean())
-    assert measured == sorted(measured, reverse=True)
-    assert measured[0] - measured[-1] > 3  # dB
-    assert blocks == sorted(blocks)
-
-
-@pytest.mark.parametrize("flaw", ["freeze", "jitter"])
-def test_lost_motion_is_measured_as_planted(original, heard, tmp_path, flaw):
-    change = []
-    for strength in STRENGTHS:
-        row = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
-        assert row["agrees"], row
-        greys = _greys(tmp_path / "a.mp4").astype(float)
-        change.append(np.median(np.abs(np.diff(greys, axis=0)).mean(axis=(1, 2))))
-    # Frozen pictures differ less from the last one, jumping ones more.
-    assert change == sorted(change, reverse=flaw == "freeze")
+    assert measured[0] - measured[1] > 3  # dB
+    assert blocks[0] < blocks[1]
 
 
 @pytest.mark.parametrize(
@@ -558,6 +523,11 @@ def _work(kind, result):
     result.write_text(kind)
 
 
+def _make(results, kinds):
+    options = {"num_workers": 2, "timeout_seconds": 10, "what": "testing"}
+    return jobs.make_files({k: (k,) for k in kinds}, _work, results, **options)
+
+
 @pytest.mark.parametrize(
     "bad", [("defect",), pytest.param(("dies", "hangs"), marks=pytest.mark.slow)]
 )
@@ -565,27 +535,17 @@ def test_jobs_end_one_by_one_and_finished_ones_are_kept(tmp_path, bad):
     kinds = ("good", "useless", "done", *bad)
     results = {kind: tmp_path / f"{kind}.json" for kind in kinds}
     results["done"].write_text("before")
-    options = {"num_workers": 2, "timeout_seconds": 10, "what": "testing"}
-    work = {kind: (kind,) for kind in kinds}
-    reasons = jobs.make_files(work, _work, results, **options)
+    reasons = _make(results, kinds)
     parts = {"useless": "no face", "dies": "died", "hangs": "given up", "defect": "Key"}
     assert set(reasons) == {"useless", *bad}
-    for kind, reason in reasons.items():
-        assert parts[kind] in reason
+    assert all(parts[kind] in reason for kind, reason in reasons.items())
     assert results["good"].read_text() == "good"
     assert results["done"].read_text() == "before"
     # What was useless stays so; nothing is run again for it.
     known = {kind: results[kind] for kind in ("good", "useless", "done")}
-    assert jobs.make_files(work, _work, known, **options) == {"useless": "no face"}
+    assert _make(known, known) == {"useless": "no face"}
 
 
 def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path):
     with pytest.raises(schema.InputError, match="cannot be written"):
-        jobs.make_files(
-            {"good": ("good",)},
-            _work,
-            {"good": tmp_path / "none" / "good.json"},
-            num_workers=1,
-            timeout_seconds=20,
-            what="testing",
-        )
+        _make({"good": tmp_path / "none" / "good.json"}, ["good"])
