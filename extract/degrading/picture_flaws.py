@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 from scipy import optimize
 
-from extract import encode
+from extract import encode, thumbnail
 from extract.degrading import Flaw, Pictures, Scene, damping
 
 MAX_BLUR = 0.010  # standard deviation of the blur in picture heights
@@ -41,13 +41,10 @@ def _blur(pictures: Pictures, strength: float, scene: Scene) -> Pictures:
 
 
 def _measure_blur(before, after, strength, scene):
-    # Pictures spread over a clip of unknown length, few at any time.
-    chosen, step = [], 1
-    for at, pair in enumerate(zip(before, after, strict=True)):
-        if at % step == 0:
-            chosen.append(tuple(map(_grey, pair)))
-        if len(chosen) == 2 * _BLUR_PICTURES:
-            chosen, step = chosen[::2], 2 * step
+    pairs = zip(before, after, strict=True)
+    chosen = thumbnail.spread(
+        pairs, 2 * _BLUR_PICTURES, lambda pair: tuple(map(_grey, pair))
+    )
     most = MAX_BLUR * len(chosen[0][0])
 
     def error(sigma: float) -> float:
