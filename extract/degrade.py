@@ -61,8 +61,8 @@ def _run(given: argparse.Namespace) -> int:
     for item in items:
         try:
             with item.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-                contents[item.clip] = content
+                digest = hashlib.file_digest(file, "sha256")
+            contents[item.clip] = digest.hexdigest()
         except OSError as error:
             rejected[item.clip] = f"cannot be read: {error.strerror}"
     listed = [

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
+from extract import encode
 from extract.degrading import FRAME, RATE, Scene, flaws, picture_flaws, sound_flaws
 from extract.rendering import speech
 from tqa_jax import schema
@@ -28,7 +29,7 @@ def _sound(flaw, audio, strength, seed=0, other=None):
 
 
 def _shown(flaw, frames, strength, seed=0):
-    scene = Scene(seed, rows=len(frames))
+    scene = Scene(seed, rows=len(frames), x264=encode.SAME_BYTES)
     return np.stack(list(flaws.plant("picture", iter(frames), {flaw: strength}, scene)))
 
 
