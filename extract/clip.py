@@ -9,7 +9,7 @@ they will see, `extract.network_stage` runs them.
 import dataclasses
 import pathlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -114,24 +114,78 @@ def observe(
         schema.InputError: the options or a file beside the clip cannot be used.
     """
     settings = [s for s in options.settings if names is None or s.name in names]
-    seconds = dict.fromkeys(
-        ["decode", "landmarks", *(setting.modality for setting in settings)], 0.0
-    )
-    clock = _Clock(seconds)
-    media = decode.Media()
+    clock = _Clock(["decode", "landmarks", *(s.modality for s in settings)])
     measurers = [(setting, setting.module.make(setting)) for setting in settings]
     watching = [(s.modality, m.frame) for s, m in measurers if m.frame]
+
+    def show(pixels: np.ndarray, points: np.ndarray | None) -> None:
+        for modality, frame in watching:
+            frame(pixels, points)
+            clock.spent(modality)
+
+    model = landmarks.find_model(options.landmarker)
+    clip = watch(path, model, options.max_seconds, show=show, clock=clock)
+    parts, masks, pending, remarks = {}, {}, {}, {"": list(clip.notes)}
+    for setting, measurer in measurers:
+        clip.notes.clear()
+        measured, mask = measurer.finish(clip)
+        remarks[setting.name] = list(clip.notes)
+        masks[setting.name] = mask.copy()
+        if hasattr(setting.module, "network"):
+            pending[setting.name] = measured
+        else:
+            measured[~mask] = np.nan
+            parts[setting.name] = measured
+        clock.spent(setting.modality)
+    return ClipFeatures(parts, masks, remarks, clock.seconds, pending)
+
+
+class _Clock:
+    """Adds the time since the last call to a stage."""
+
+    def __init__(self, stages: Sequence[str] = ("decode", "landmarks")) -> None:
+        self.seconds = dict.fromkeys(stages, 0.0)
+        self._last = time.perf_counter()
+
+    def spent(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last
+        self._last = now
+
+
+def watch(
+    path: str | pathlib.Path,
+    model: pathlib.Path,
+    max_seconds: float,
+    *,
+    pictures: Callable[..., Iterator[np.ndarray]] = decode.frames,
+    show: Callable[[np.ndarray, np.ndarray | None], None] = lambda pixels, points: None,
+    clock: _Clock | None = None,
+) -> backends.Clip:
+    """Decodes a clip, finds the face in each picture and collects the sound.
+
+    Args:
+        path: the video file.
+        model: from `landmarks.find_model`.
+        max_seconds: longer clips are refused.
+        pictures: yields the pictures, as `decode.frames` does.
+        show: gets each picture and its mesh points, None without a face.
+        clock: gets the time that decoding and finding faces take.
+
+    Raises:
+        decode.ClipError: the clip cannot be used, or no picture shows a face.
+    """
+    clock = clock or _Clock()
+    media = decode.Media()
     faces: list[landmarks.Face | None] = []
     aspect = 1.0
-    with landmarks.tracker(landmarks.find_model(options.landmarker)) as find:
+    with landmarks.tracker(model) as find:
         clock.spent("landmarks")
-        for pixels in decode.frames(path, media, max_seconds=options.max_seconds):
+        for pixels in pictures(path, media, max_seconds=max_seconds):
             clock.spent("decode")
             face = find(pixels)
             clock.spent("landmarks")
-            for modality, frame in watching:
-                frame(pixels, None if face is None else face.points)
-                clock.spent(modality)
+            show(pixels, face and face.points)
             faces.append(face)
             aspect = pixels.shape[1] / pixels.shape[0]
     if not any(faces):
@@ -149,33 +203,9 @@ def observe(
         present=present,
         notes=media.notes,
     )
-    clock.spent("decode")
     _note(clip, faces)
-    parts, masks, pending, remarks = {}, {}, {}, {"": list(clip.notes)}
-    for setting, measurer in measurers:
-        clip.notes.clear()
-        measured, mask = measurer.finish(clip)
-        remarks[setting.name] = list(clip.notes)
-        masks[setting.name] = mask.copy()
-        if hasattr(setting.module, "network"):
-            pending[setting.name] = measured
-        else:
-            measured[~mask] = np.nan
-            parts[setting.name] = measured
-        clock.spent(setting.modality)
-    return ClipFeatures(parts, masks, remarks, seconds, pending)
-
-
-class _Clock:
-    """Adds the time since the last call to a stage."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._last = seconds, time.perf_counter()
-
-    def spent(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._seconds[stage] += now - self._last
-        self._last = now
+    clock.spent("decode")
+    return clip
 
 
 def _stacked(rows: list) -> np.ndarray:

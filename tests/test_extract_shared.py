@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from extract import backends, decode, landmarks, run, sound
+from extract import backends, clip, landmarks, run
 from extract.backends import correlation as sync
 from tqa_jax import records, schema
 
@@ -19,30 +19,25 @@ pytestmark = [needs_clips, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def measured():
     """Landmarks, aspect and sound of the five short clips of the GRID corpus."""
-    found = {}
-    for path in sorted(CLIPS.glob("LipNet__*.mpg")):
-        media = decode.Media()
-        with landmarks.tracker(landmarks.find_model()) as find:
-            faces = [find(pixels) for pixels in decode.frames(path, media)]
-        points = np.stack([face.points for face in faces])
-        found[path.stem] = points, 360 / 288, *sound.track(media.chunks, media.rows)
-    return found
+    model = landmarks.find_model()
+    found = [clip.watch(path, model, 9) for path in CLIPS.glob("LipNet__*.mpg")]
+    return [(one.points, one.aspect, one.samples, one.present) for one in found]
 
 
-def _offset(points, aspect, samples, present) -> float:
-    values, _ = sync.features(points, aspect, samples, present)
+def _offset(*measured) -> float:
+    values, _ = sync.features(*measured)
     return float(np.median(values[values[:, 3] == 1, 2]))
 
 
 def test_natural_clips_are_in_sync_by_the_median_of_their_rows(measured):
-    offsets = [_offset(*item) for item in measured.values()]
+    offsets = [_offset(*item) for item in measured]
     assert np.mean(np.abs(offsets) <= 1) >= 0.8
 
 
 @pytest.mark.parametrize("late", [-8, -4, 4, 8])
 def test_shifting_the_sound_shifts_the_offset(measured, late):
     moved = []
-    for points, aspect, samples, present in measured.values():
+    for points, aspect, samples, present in measured:
         shifted, there = np.roll(samples, 640 * late), np.roll(present, 640 * late)
         cut = slice(0, 640 * late) if late > 0 else slice(640 * late, None)
         shifted[cut], there[cut] = 0, False

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from extract import decode, jobs, sync_fit, train_sync
+from extract import backends, decode, jobs, sync_fit, train_sync
 from extract.backends import head as sync_head
 from extract.rendering import speech
 from tests import media
@@ -56,17 +56,29 @@ def _late(sound: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return moved, present
 
 
-def _clip(seed: int, late: int = 0, seconds: float = 6.0) -> sync_fit.Clip:
+def _clip(seed: int, late: int = 0, seconds: float = 6.0) -> backends.Clip:
     spoken = _spoken(seed, seconds)
     sound, present = _late(spoken.audio, late)
-    return sync_fit.Clip(str(seed), _points(spoken, seed), 1.0, sound, present)
+    points = _points(spoken, seed)
+    return backends.Clip(
+        path=None,
+        rows=len(points),
+        frame_seconds=(),
+        points=points,
+        blendshapes=np.zeros((len(points), 52)),
+        seen=np.ones(len(points), bool),
+        aspect=1.0,
+        samples=sound,
+        present=present,
+        notes=[],
+    )
 
 
 @pytest.fixture(scope="module")
 def described():
     """Eight speakers, two of them out of step by themselves."""
     late = (0, 3, 0, 0, -2, 0, 0, 0)
-    return [_clip(20 + at, rows).described() for at, rows in enumerate(late)]
+    return [sync_fit.described(_clip(20 + at, n)) for at, n in enumerate(late)]
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +304,7 @@ def test_too_little_to_learn_from_is_said(described):
     with pytest.raises(schema.InputError, match=r"12\.0 s of faces .* at least 20 s"):
         sync_fit.fit([described[0], described[2]])
     with pytest.raises(schema.InputError, match="one clip"):
-        sync_fit.evaluate([_clip(1)], described[:1])
+        sync_fit.evaluate({"a": _clip(1)})
 
 
 @pytest.mark.parametrize(
@@ -312,7 +324,7 @@ def test_too_little_to_learn_from_is_said_before_the_work(
     monkeypatch.setattr(
         decode, "stated_seconds", lambda path: float(seconds[int(path.stem)])
     )
-    monkeypatch.setattr(jobs, "make_files", None)  # Nothing is measured.
+    monkeypatch.setattr(jobs, "Workers", None)  # Nothing is measured.
     out = tmp_path / "head.npz"
     arguments = [f"--clips={tmp_path}", f"--out={out}", *more]
     assert train_sync.main(arguments) == 2
@@ -353,44 +365,46 @@ def test_evaluation_hears_nothing_outside_the_stretch():
 
 
 def test_each_clip_is_tested_by_a_head_that_was_trained_without_it(monkeypatch):
-    clips = [_clip(20 + at, seconds=7.0) for at in range(4)]
-    described = [clip.described() for clip in clips]
-    heads, tests = [], []
-    fit = sync_fit.fit
+    clips = {str(at): _clip(20 + at, seconds=7.0) for at in range(4)}
 
-    def watched_fit(items):
-        heads.append((fit(items), [id(item) for item in items]))
-        return heads[-1][0]
+    names, heads, tests = iter(clips), [], {}
+    monkeypatch.setattr(sync_fit, "described", lambda clip: next(names))
+    monkeypatch.setattr(sync_fit, "fit", lambda items: heads.append(items) or items)
+    monkeypatch.setattr(sync_fit, "own_offset", lambda head, *clip: 0)
 
     def watched_errors(clip, head, own):
-        tests.append((clip.name, [used for one, used in heads if one is head][0]))
+        tests[next(name for name in clips if clips[name] is clip)] = head
         return np.zeros((1, 31))
 
-    monkeypatch.setattr(sync_fit, "fit", watched_fit)
     monkeypatch.setattr(sync_fit, "planted_errors", watched_errors)
-    tested = sync_fit.evaluate(clips, described)
-    others = {
-        clip.name: [id(item) for item in described if item is not mine]
-        for clip, mine in zip(clips, described, strict=True)
-    }
-    assert {name for name, _ in tests} == set(others)
-    assert all(used == others[name] for name, used in tests)
-    assert [one.name for one in tested] == [clip.name for clip in clips]
+    table = sync_fit.evaluate(clips)
+    assert len(heads) == 4
+    assert tests == {name: [k for k in clips if k != name] for name in clips}
+    assert [line.split()[0] for line in table.splitlines()[1:5]] == list(clips)
 
 
-def test_the_table_counts_what_was_tested():
-    def tested(name, own, right, of):
-        errors = np.full((of, 31), 5.0)
-        errors[:right] = 1.0
-        return sync_fit.Tested(name, 4.0 * of, own, errors, np.zeros((of, 31)))
+def test_the_table_counts_what_was_tested(monkeypatch):
+    """Two clips: the first right in both stretches, the second in one of four."""
+    clips = {"a": _clip(1), "b": _clip(2)}
+    right = {"a": (2, 2), "b": (1, 4)}
+    monkeypatch.setattr(sync_fit, "fit", lambda items: None)
+    monkeypatch.setattr(sync_fit, "own_offset", lambda head, mouth, speech, limit: 3)
 
-    text = sync_fit.table([tested("a", 0, 2, 2), tested("b", 3, 1, 4)])
+    def errors(clip, head, own):
+        name = next(name for name in clips if clips[name] is clip)
+        found = np.full((right[name][1], 31), 5.0 if own else 0.0)
+        found[: right[name][0]] = 1.0 if own else 0.0
+        return found
+
+    monkeypatch.setattr(sync_fit, "planted_errors", errors)
+    text = sync_fit.evaluate(clips)
     assert "mean of 2 clips (6 stretches of 4 s, 31 shifts each)" in text
     assert "within 1 frame         0.62 (0.25 to 1.00)" in text
     assert "exact                  0.00 (0.00 to 0.00)" in text
     assert "within 1 frame, as is  1.00" in text
-    assert "no clip has 4 s" in sync_fit.table([tested("c", 0, 0, 0)])
-    assert "too short to be tested" in sync_fit.table([tested("c", 0, 0, 0)])
+    right |= {"a": (0, 0), "b": (0, 0)}
+    text = sync_fit.evaluate(clips)
+    assert "no clip has 4 s" in text and "too short to be tested" in text
 
 
 @pytest.mark.parametrize(

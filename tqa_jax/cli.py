@@ -6,7 +6,6 @@ and the docstring of the module stands above. Imports at the top of a command th
 an optional library stand under `with cli.imports():`.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -52,10 +51,6 @@ class Count(int):
 
 class Stopped(RuntimeError):
     """Work ended before its time; what was done is saved and the message says why."""
-
-
-class PathError(schema.InputError, argparse.ArgumentTypeError):
-    """A path that cannot be used; `argparse` shows its message, too."""
 
 
 def main(
@@ -285,13 +280,6 @@ def run(work: Callable[[], int | None], *, stopped: str = "stopped") -> int:
         return _say(stopped, 130)
 
 
-def parser(**options: Any) -> argparse.ArgumentParser:
-    """Makes an `argparse.ArgumentParser` whose errors are one line, without usage."""
-    made = argparse.ArgumentParser(**options)
-    made.error = lambda message: sys.exit(_say(f"error: {message}; see --help", 2))
-    return made
-
-
 @contextlib.contextmanager
 def imports() -> Iterator[None]:
     """Surrounds a command's imports: a missing library ends it with one line.
@@ -329,27 +317,16 @@ def need(*libraries: str, instead: str = "") -> None:
             )
 
 
-def at_least_one(**options: int | None) -> None:
-    """Checks options that count something; None is one that was not given.
-
-    Raises:
-        InputError: for 0 or less.
-    """
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise schema.InputError(f"--{name} is {value}; expected at least 1")
-
-
 def path(text: str) -> pathlib.Path:
-    """Makes a path of what a user wrote; the type of an option.
+    """Makes a path of what a user wrote.
 
     Raises:
-        PathError: for nothing, an address such as `s3://b/x`, or an unknown `~user`.
+        InputError: for nothing, an address such as `s3://b/x`, or an unknown `~user`.
     """
     if not text:
-        raise PathError("expected a path; got an empty one")
+        raise schema.InputError("expected a path; got an empty one")
     if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        raise PathError(
+        raise schema.InputError(
             f"{text} is an address; expected a path of this machine, since "
             f"{scheme[0]} cannot be opened: copy or mount what is there"
         )
@@ -359,7 +336,9 @@ def path(text: str) -> pathlib.Path:
     except RuntimeError as error:
         if given.exists():
             return given
-        raise PathError(f"{text}: no such home folder; write the whole path") from error
+        raise schema.InputError(
+            f"{text}: no such home folder; write the whole path"
+        ) from error
 
 
 def cache_folder() -> pathlib.Path:

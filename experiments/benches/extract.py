@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import timing
 from experiments.benches import networks
-from extract import build, demo, measure
+from extract import build, demo, encode, measure
 from extract.rendering import demo_plan
 from tqa_jax import machine, schema
 
@@ -113,6 +113,6 @@ def _clips(folder: pathlib.Path, *, few: bool) -> tuple[list[pathlib.Path], str]
         return (found[:2] if few else found), "real"
     for item in demo_plan.plan(_RENDERED)[: 2 if few else _RENDERED]:
         path = folder / f"{item.seed}.mp4"
-        demo.write_video(path, *demo.make_clip(item))
+        encode.write(path, *demo.make_clip(item))
         found.append(path)
     return found, "rendered"

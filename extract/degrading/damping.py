@@ -1,9 +1,8 @@
 """Damps the expression of a filmed face: bends each picture towards the mean face.
 
-The one thing to know: only what moves within the face is damped. The head keeps its
-position, size and pose, the lips their opening and all of their fast movement, so that
-the clip stays in sync. Blinks stay as well: a frame with closed eyes has no picture of
-open ones.
+Only what moves within the face is damped. The head keeps its position, size and pose,
+the lips their opening and all of their fast movement, so that the clip stays in sync.
+Blinks stay as well: a frame with closed eyes has no picture of open ones.
 
 How it works. The mesh points of all frames are laid onto each other (similarity in
 three dimensions, by points of nose, eye corners and forehead that expression hardly
@@ -23,35 +22,25 @@ from extract import landmarks
 
 MIN_SHARE = 0.8  # of the frames that must show a face
 
+
+def _points(numbers: str) -> tuple[int, ...]:
+    return tuple(map(int, numbers.split()))
+
+
 # Mesh points of the face landmarker.
-_STABLE = (168, 6, 197, 195, 5, 4, 33, 133, 362, 263) + (
-    (10, 338, 297, 284, 389, 454, 234, 162, 54, 67, 109)
+_STABLE = _points(
+    """168 6 197 195 5 4 33 133 362 263 10 338 297 284 389 454 234 162 54 67 109"""
 )
-_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375) + (
-    (291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+_LIPS = _points(
+    """61 146 91 181 84 17 314 405 321 375 291 409 270 269 267 0 37 39 40 185"""
 )
-_EYES = (
-    33,
-    7,
-    163,
-    144,
-    145,
-    153,
-    154,
-    155,
-    133,
-    173,
-    157,
-    158,
-    159,
-    160,
-    161,
-    246,
-) + (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
-_OVAL = (
-    (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288)
-    + (397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136)
-    + (172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)
+_EYES = _points(
+    """33 7 163 144 145 153 154 155 133 173 157 158 159 160 161 246 263 249 390 373 374
+    380 381 382 362 398 384 385 386 387 388 466"""
+)
+_OVAL = _points(
+    """10 338 297 332 284 251 389 356 454 323 361 288 397 365 379 378 400 377 152 148
+    176 149 150 136 172 58 132 93 234 127 162 21 54 103 67 109"""
 )
 _CORNERS = (61, 291)
 _NODES = tuple(sorted({*range(0, 468, 3), *_LIPS}))  # enough for a smooth field
@@ -138,6 +127,8 @@ def bend(
         points: landmarks in picture widths and heights.
         shift: of `shifts`, in picture heights.
     """
+    if not np.any(shift):
+        return pixels
     tall, wide = pixels.shape[:2]
     places = points[:, :2] * np.array([wide, tall]) - 0.5
     height = np.linalg.norm(places[_HEIGHT[0]] - places[_HEIGHT[1]])
@@ -146,7 +137,7 @@ def bend(
     low = np.floor(places.min(axis=0)).astype(int)
     high = np.ceil(places.max(axis=0)).astype(int)
     low, high = np.maximum(low, 0), np.minimum(high, (wide - 1, tall - 1))
-    if np.any(high - low < 8) or not np.any(shift):
+    if np.any(high - low < 8):
         return pixels
     columns, rows = high - low + 1
     nodes = np.maximum(2, np.ceil((high - low) / (_GRID * height)).astype(int) + 1)
@@ -208,16 +199,16 @@ def _weights(
     def distance(those: tuple[int, ...]) -> np.ndarray:
         return np.linalg.norm(flat[:, None] - flat[list(those)], axis=-1).min(axis=-1)
 
-    edge = _ramp(distance(_OVAL) / _EDGE)
+    edge = ramp(distance(_OVAL) / _EDGE)
     mouth = flat[list(_CORNERS), 1].mean()
-    above = _ramp((mouth - flat[:, 1]) / _NEAR_LIPS)
-    own = edge * above * _ramp(distance(_LIPS) / _NEAR_LIPS)
-    own *= _ramp(distance(_EYES) / _NEAR_EYES)
+    above = ramp((mouth - flat[:, 1]) / _NEAR_LIPS)
+    own = edge * above * ramp(distance(_LIPS) / _NEAR_LIPS)
+    own *= ramp(distance(_EYES) / _NEAR_EYES)
     to_corners = np.linalg.norm(flat[:, None] - flat[list(_CORNERS)], axis=-1)
     return own, edge[:, None] * np.exp(-0.5 * (to_corners / _CORNER) ** 2)
 
 
-def _ramp(values: np.ndarray) -> np.ndarray:
+def ramp(values: Float[np.ndarray, "*S"]) -> Float[np.ndarray, "*S"]:
     """Rises smoothly from 0 at 0 to 1 at 1."""
     values = np.clip(values, 0, 1)
     return values * values * (3 - 2 * values)

@@ -1,9 +1,9 @@
-"""Which flaws are planted into which copies of a clip, how strongly, and the labels.
+"""Which flaws are planted into which copies of a clip, and how strongly.
 
-The one thing to know: a clip gets one flawless copy and others with at most one flaw of
-the sound and one of the picture, so that each can be measured on the finished file.
-What a copy gets depends on the seed, the clip's id and the flaws that are asked for,
-not on the other clips, but for whose sound is swapped in.
+A clip gets one flawless copy and others with at most one flaw of the sound and one of
+the picture, so that each can be measured on the finished file. What a copy gets depends
+on the seed, the clip's id and the flaws that are asked for, not on the other clips, but
+for whose sound is swapped in.
 """
 
 import dataclasses
@@ -15,45 +15,15 @@ from typing import Any
 
 import numpy as np
 
-import tqa_jax
-from extract import encode
+from extract import encode, measure
+from extract.build import Item
 from extract.degrading import flaws
-from extract.rendering import demo_plan
 from tqa_jax import schema
 
 VERSION = 1  # of copies and labels; counts up with any change to them
-SOUND = ("offset", "swap", "noise", "band_limit", "clipping")
-PICTURE = ("blur", "compression", "freeze", "jitter", "damping")
-FLAWS = SOUND + PICTURE
-LEAST = 0.15  # strength of a planted flaw
-MEANINGS: Mapping[str, str] = {
-    **{flaw: demo_plan.MEANINGS[flaw] for flaw in FLAWS},
-    "swap": "share of the clip whose sound is replaced by another clip's, as loud",
-    "damping": "movement of brows, forehead, cheeks and nose, and slow movement of the "
-    "mouth's corners, x (1 - strength)",
-}
-_CODEC = [encode.VIDEO, encode.SAME_BYTES]
+FLAWS = flaws.SOUND + flaws.PICTURE
 FILE = "provenance.json"  # beside `labels.csv`
-LABELS = "labels.csv"
-
-
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """A clip that flaws are planted into.
-
-    Attributes:
-        path: the video file.
-        clip: its id.
-        source: the speaker or source video.
-        split: of `schema.SPLITS`.
-        content: digest of the file.
-    """
-
-    path: pathlib.Path
-    clip: str
-    source: str
-    split: str
-    content: str
+CODEC = [encode.VIDEO, encode.SAME_BYTES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,91 +36,77 @@ class Copy:
         seed: of all that is drawn when the flaws are planted.
         strengths: planted flaws, of `FLAWS`, in 0..1.
         other: whose sound is swapped in.
+        key: digest of everything that the copy's file depends on.
     """
 
-    original: Original
+    original: Item
     number: int
     seed: int
     strengths: Mapping[str, float]
-    other: Original | None = None
+    other: Item | None = None
+    key: str = ""
 
-    @property
-    def key(self) -> str:
-        """Digest of everything that the copy's file depends on."""
-        return _digest(
-            [VERSION, _CODEC, self.original.content, self.seed]
-            + [dict(self.strengths), self.other and self.other.content]
-        )
+
+def others(
+    item: Item, items: Sequence[Item], contents: Mapping[str, str]
+) -> list[Item]:
+    """Returns the clips whose sound may be swapped into one.
+
+    Sound from another split would carry what training must not know.
+    """
+    return [
+        other
+        for other in items
+        if other.split == item.split and contents[other.clip] != contents[item.clip]
+    ]
 
 
 def draw(
-    originals: Sequence[Original], per_clip: int, chosen: Sequence[str], seed: int
+    items: Sequence[Item],
+    contents: Mapping[str, str],
+    per_clip: int,
+    chosen: Sequence[str],
+    seed: int,
 ) -> tuple[Copy, ...]:
     """Draws the copies of each clip; equal arguments give equal copies.
 
     Args:
-        originals: usable clips.
+        items: usable clips.
+        contents: digests of their files by id.
         per_clip: copies of each, the flawless one among them.
         chosen: flaws to plant, of `FLAWS`.
         seed: another seed gives other flaws.
     """
     copies = []
-    for original in originals:
-        # Sound from another split would carry what training must not know.
-        others = [
-            item
-            for item in originals
-            if item.split == original.split and item.content != original.content
-        ]
+    for item in items:
+        near = others(item, items, contents)
+        possible = [flaw for flaw in chosen if flaw != "swap" or near]
         for number in range(per_clip):
-            text = f"{VERSION}:{seed}:{original.clip}:{number}"
+            text = f"{VERSION}:{seed}:{item.clip}:{number}"
             own = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
             rng = np.random.default_rng(own)
-            strengths, other = {}, None
-            if number:
-                possible = [flaw for flaw in chosen if flaw != "swap" or others]
-                strengths = _strengths(possible, rng)
-            if "swap" in strengths:
-                other = others[int(rng.integers(len(others)))]
-            copies.append(Copy(original, number, own, strengths, other))
+            strengths = _strengths(possible, rng) if number else {}
+            other = near[int(rng.integers(len(near)))] if "swap" in strengths else None
+            foreign = other and contents[other.clip]
+            depends = [VERSION, CODEC, contents[item.clip], own, strengths, foreign]
+            key = measure.digest(depends)
+            copies.append(Copy(item, number, own, strengths, other, key))
     return tuple(copies)
 
 
 def _strengths(possible: Sequence[str], rng: np.random.Generator) -> dict[str, float]:
     """Draws a flaw of the sound, one of the picture, or both, and how strong."""
-    groups = [[flaw for flaw in kind if flaw in possible] for kind in (SOUND, PICTURE)]
+    groups = [
+        [flaw for flaw in kind if flaw in possible]
+        for kind in (flaws.SOUND, flaws.PICTURE)
+    ]
     used = int(rng.integers(3))  # 0: sound, 1: picture, 2: both
     drawn = [g for at, g in enumerate(groups) if g and used in (at, 2)]
-    drawn = drawn or [g for g in groups if g]
     strengths = {}
-    for group in drawn:
+    for group in drawn or [g for g in groups if g]:
         flaw = group[int(rng.integers(len(group)))]
-        strength = float(rng.uniform(LEAST, 1.0))
-        if flaw == "offset":  # whole frames
-            strength = round(strength * flaws.MAX_OFFSET) / flaws.MAX_OFFSET
-        strengths[flaw] = strength
+        strengths[flaw] = flaws.draw_strength(flaw, rng)
     return strengths
-
-
-def check(per_clip: int, chosen: Sequence[str], seed: int) -> None:
-    """Checks what the copies are drawn by.
-
-    Raises:
-        schema.InputError: for an unknown or repeated flaw, or a useless number.
-    """
-    unknown = [flaw for flaw in chosen if flaw not in FLAWS]
-    if unknown or not chosen:
-        raise schema.InputError(
-            f"unknown flaw {''.join(unknown[:1])!r}; available: {', '.join(FLAWS)}"
-        )
-    if len(set(chosen)) < len(chosen):
-        raise schema.InputError(f"a flaw is asked for twice: {','.join(chosen)}")
-    if per_clip < 2:
-        raise schema.InputError(
-            f"{per_clip} copies of a clip; expected at least 2, the first is flawless"
-        )
-    if seed < 0:
-        raise schema.InputError(f"seed is {seed}; expected 0 or more")
 
 
 def provenance(labels: pathlib.Path) -> dict[str, Any] | None:
@@ -181,48 +137,3 @@ def provenance(labels: pathlib.Path) -> dict[str, Any] | None:
             f"{FILE} if the labels are ratings"
         )
     return about
-
-
-def describe(
-    request: str, labels: str, *, per_clip: int, chosen: Sequence[str], seed: int
-) -> dict[str, Any]:
-    """Says what the copies are, what each flaw means and how labels follow.
-
-    Args:
-        request: digest of all that the copies depend on.
-        labels: content of the labels file.
-        per_clip: copies of each clip.
-        chosen: flaws that were planted.
-        seed: of the draw.
-    """
-    return {
-        "kind": "degradation",
-        "description": "clips with planted flaws; the labels are functions of the "
-        "flaws' strengths, not opinions of people",
-        "tool": "extract.degrade",
-        "tool_version": tqa_jax.__version__,
-        "degrade_version": VERSION,
-        "per_clip": per_clip,
-        "seed": seed,
-        "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
-        "penalties": {flaw: dict(demo_plan.PENALTIES[flaw]) for flaw in chosen},
-        "flaws": {flaw: MEANINGS[flaw] for flaw in chosen},
-        "video_codec": {"name": "libx264", "pixels": "yuv420p", "fps": flaws.FPS}
-        | encode.VIDEO
-        | {"x264-params": encode.SAME_BYTES},
-        "audio_codec": {"name": "flac", "rate": flaws.RATE, "channels": 1, "bits": 16},
-        "request": request,
-        "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
-    }
-
-
-def request(
-    originals: Sequence[Original], per_clip: int, chosen: Sequence[str], seed: int
-) -> str:
-    """Returns a digest of everything that a folder of copies depends on."""
-    listed = [(o.clip, o.source, o.split, o.content) for o in originals]
-    return _digest([VERSION, _CODEC, listed, per_clip, sorted(chosen), seed])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

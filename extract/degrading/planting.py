@@ -1,48 +1,31 @@
-"""Plants flaws into one clip: decodes it, changes it picture by picture, writes a copy.
+"""Plants flaws into one clip, picture by picture, and measures them in the copy.
 
-The one thing to know: the sound of a clip is in memory, its pictures are not: they
-stream from the decoder to the encoder, a dozen at a time at most. The flaw
-`compression` holds the clip once more as H.264.
+The sound of a clip is in memory, its pictures are not: they stream from the decoder to
+the encoder, a dozen at a time at most. The flaw `compression` holds the clip once more
+as H.264.
 
 Every copy, the flawless one too, is written with the same settings and at the same
 size: 25 Hz and 16 kHz as `decode` gives them, less the last row or column of pixels
 where their number is odd, which 4:2:0 lacks.
 """
 
-import dataclasses
+import json
 import pathlib
-from collections.abc import Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float
 
-from extract import decode, encode, landmarks, sound
-from extract.degrading import damping, degrade_plan, flaws
+from extract import backends, clip, decode, encode, sound
+from extract.degrading import FPS, FRAME, Audio, Pictures, Scene, damping, flaws
+from extract.degrading.degrade_plan import Copy
+from extract.degrading.sound_flaws import limited
+from tqa_jax import output
 
-MIN_SECONDS = 1.0  # shorter clips have no room for an offset of `flaws.MAX_OFFSET`
-_SILENT = 1e-3  # of full scale; a clip that never exceeds it has no speech
-
-Picture = UInt8[np.ndarray, "H W 3"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Faces:
-    """The face in each picture of a clip.
-
-    Attributes:
-        points: landmarks in picture widths and heights, 0 where unseen.
-        activations: blendshapes, 0 where unseen.
-        seen: pictures with a face.
-        aspect: picture width over height.
-    """
-
-    points: Float[np.ndarray, "T 478 3"]
-    activations: Float[np.ndarray, "T 52"]
-    seen: Bool[np.ndarray, " T"]
-    aspect: float
+COLUMNS = ("flaw", "strength", "unit", "planted", "measured", "agrees")
+MIN_SECONDS = 1.0  # shorter clips have no room for the largest offset
 
 
-def hear(path: pathlib.Path, max_seconds: float) -> Float[np.ndarray, " N"]:
+def hear(path: pathlib.Path, max_seconds: float) -> Audio:
     """Decodes a clip to its end and returns its sound, full scale 1 at most.
 
     Args:
@@ -58,68 +41,73 @@ def hear(path: pathlib.Path, max_seconds: float) -> Float[np.ndarray, " N"]:
     media = decode.Media()
     for _ in pictures(path, media, max_seconds):
         pass
-    if media.rows < MIN_SECONDS * flaws.FPS:
+    if media.rows < MIN_SECONDS * FPS:
         raise decode.ClipError(
-            f"lasts {media.rows / flaws.FPS:.2f} s; flaws need {MIN_SECONDS:g} s"
+            f"lasts {media.rows / FPS:.2f} s; flaws need {MIN_SECONDS:g} s"
         )
     samples, _ = sound.track(media.chunks, media.rows)
-    return _limited(samples)
+    return limited(samples)
 
 
-def is_silent(samples: Float[np.ndarray, " N"]) -> bool:
-    """Tells whether there is nothing to hear in which a flaw could be planted."""
-    return float(np.max(np.abs(samples))) < _SILENT
+def keep_sound(path: pathlib.Path, max_seconds: float, result: pathlib.Path) -> None:
+    """Writes the sound of a clip, as `hear` returns it, into a file of NumPy's."""
+    samples = hear(path, max_seconds)
+    with output.atomic(result) as part, part.open("wb") as file:
+        np.save(file, samples)
 
 
 def plant(
-    copy: degrade_plan.Copy,
-    samples: Float[np.ndarray, " N"],
-    other: Float[np.ndarray, " M"] | None,
-    path: pathlib.Path,
-    *,
+    copy: Copy,
+    heard: pathlib.Path,
+    foreign: pathlib.Path | None,
     max_seconds: float,
-    faces: Faces | None,
+    model: pathlib.Path,
+    result: pathlib.Path,
 ) -> None:
-    """Writes a copy.
+    """Writes a copy and measures its flaws in the finished file.
 
     Args:
         copy: what to plant.
-        samples: the clip's sound, from `hear`.
-        other: the sound of the clip to swap in.
-        path: the file to write.
+        heard: the clip's sound, from `keep_sound`.
+        foreign: the sound of the clip to swap in.
         max_seconds: longer clips are refused.
-        faces: from `find_faces`, for the flaw `damping`.
+        model: from `landmarks.find_model`.
+        result: gets a row of `COLUMNS` for each flaw, as JSON; the copy is beside it.
 
     Raises:
         decode.ClipError: the clip cannot be used.
     """
-    rows = len(samples) * flaws.FPS // flaws.RATE
-    shown = pictures(copy.original.path, decode.Media(), max_seconds)
-    changed = _changed(shown, rows, copy, faces)
-    sounds = degraded(samples, other, copy)
-    encode.write(path, changed, sounds, codec="flac", x264=encode.SAME_BYTES)
+    original, path = copy.original.path, result.with_suffix(".mp4")
+    samples = np.load(heard)
+    has_face = any(flaws.FLAWS[name].kind == "face" for name in copy.strengths)
+    scene = Scene(
+        seed=copy.seed,
+        rows=len(samples) // FRAME,
+        other=foreign and alike(np.load(foreign), samples, copy.seed),
+        faces=find_faces(original, model, max_seconds) if has_face else None,
+        x264=encode.SAME_BYTES,
+    )
+    shown = pictures(original, decode.Media(), max_seconds)
+    for kind in ("face", "picture"):
+        shown = flaws.plant(kind, shown, copy.strengths, scene)
+    changed = limited(flaws.plant("sound", samples, copy.strengths, scene))
+    encode.write(path, shown, changed, codec="flac", x264=encode.SAME_BYTES)
+    rows = []
+    for name, strength in copy.strengths.items():
+        flaw = flaws.FLAWS[name]
+        if flaw.kind == "sound":
+            both = samples, hear(path, max_seconds)
+        elif flaw.kind == "face":
+            both = scene.faces, find_faces(path, model, max_seconds)
+        else:
+            both = [pictures(p, decode.Media(), max_seconds) for p in (original, path)]
+        values = name, strength, flaw.unit, *flaw.measure(*both, strength, scene)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    with output.atomic(result) as part:
+        part.write_text(json.dumps(rows))
 
 
-def degraded(
-    samples: Float[np.ndarray, " N"],
-    other: Float[np.ndarray, " M"] | None,
-    copy: degrade_plan.Copy,
-) -> Float[np.ndarray, " N"]:
-    """Plants the copy's flaw of the sound, if it has one."""
-    strength = {flaw: copy.strengths.get(flaw, 0.0) for flaw in degrade_plan.SOUND}
-    if other is not None:
-        foreign = alike(other, samples, copy.seed)
-        samples = flaws.swap(samples, foreign, strength["swap"], copy.seed)
-    samples = flaws.offset(samples, strength["offset"], copy.seed)
-    samples = flaws.clipping(samples, strength["clipping"])
-    samples = flaws.noise(samples, strength["noise"], copy.seed)
-    samples = flaws.band_limit(samples, strength["band_limit"])
-    return _limited(samples)
-
-
-def alike(
-    other: Float[np.ndarray, " M"], samples: Float[np.ndarray, " N"], seed: int
-) -> Float[np.ndarray, " N"]:
+def alike(other: Float[np.ndarray, " M"], samples: Audio, seed: int) -> Audio:
     """Makes sound as long and as loud as a clip's, from any place in another's.
 
     A shorter one is repeated. Loudness is the root mean square.
@@ -128,13 +116,10 @@ def alike(
     foreign = np.resize(np.roll(other, -start), len(samples))
     power = np.mean(np.square(foreign, dtype=np.float64))
     wanted = np.mean(np.square(samples, dtype=np.float64))
-    gain = np.sqrt(wanted / power) if power > 0 else 1.0
-    return _limited((gain * foreign).astype(np.float32))
+    return limited((np.sqrt(wanted / power) * foreign).astype(np.float32))
 
 
-def pictures(
-    path: pathlib.Path, media: decode.Media, max_seconds: float
-) -> Iterator[Picture]:
+def pictures(path: pathlib.Path, media: decode.Media, max_seconds: float) -> Pictures:
     """Yields the pictures of a clip at 25 Hz, all of one even width and height.
 
     Raises:
@@ -147,10 +132,12 @@ def pictures(
             raise decode.ClipError(
                 f"pictures change from {size[1]}x{size[0]} to {wide}x{tall}"
             )
-        yield pixels[: tall // 2 * 2, : wide // 2 * 2]
+        yield np.ascontiguousarray(pixels[: tall // 2 * 2, : wide // 2 * 2])
 
 
-def find_faces(path: pathlib.Path, model: pathlib.Path, max_seconds: float) -> Faces:
+def find_faces(
+    path: pathlib.Path, model: pathlib.Path, max_seconds: float
+) -> backends.Clip:
     """Finds the face in each picture of a clip.
 
     Args:
@@ -161,79 +148,10 @@ def find_faces(path: pathlib.Path, model: pathlib.Path, max_seconds: float) -> F
     Raises:
         decode.ClipError: too few pictures show a face, or the clip cannot be used.
     """
-    found = []
-    with landmarks.tracker(model) as find:
-        for pixels in pictures(path, decode.Media(), max_seconds):
-            found.append(find(np.ascontiguousarray(pixels)))
-            aspect = pixels.shape[1] / pixels.shape[0]
-    seen = np.array([face is not None for face in found])
-    if seen.mean() < damping.MIN_SHARE:
+    faces = clip.watch(path, model, max_seconds, pictures=pictures)
+    if faces.seen.mean() < damping.MIN_SHARE:
         raise decode.ClipError(
-            f"a face in {seen.sum()} of {len(seen)} frames; damping its expression "
-            f"needs {damping.MIN_SHARE:.0%}"
+            f"a face in {faces.seen.sum()} of {faces.rows} frames; damping its "
+            f"expression needs {damping.MIN_SHARE:.0%}"
         )
-    like = found[int(np.argmax(seen))]
-    return Faces(
-        np.stack([f.points if f else np.zeros_like(like.points) for f in found]),
-        np.stack(
-            [f.blendshapes if f else np.zeros_like(like.blendshapes) for f in found]
-        ),
-        seen,
-        aspect,
-    )
-
-
-def picks(copy: degrade_plan.Copy, rows: int) -> Int[np.ndarray, " T"]:
-    """Returns which picture of the clip the copy shows at each instant."""
-    held = flaws.freeze_picks(rows, copy.strengths.get("freeze", 0.0), copy.seed)
-    off = flaws.jitter_picks(rows, copy.strengths.get("jitter", 0.0), copy.seed)
-    return off[held]
-
-
-def _changed(
-    shown: Iterator[Picture], rows: int, copy: degrade_plan.Copy, faces: Faces | None
-) -> Iterable[Picture]:
-    """Plants the copy's flaw of the picture, if it has one."""
-    strengths = copy.strengths
-    if "damping" in strengths:
-        shown = _damped(shown, faces, strengths["damping"])
-    if "freeze" in strengths or "jitter" in strengths:
-        shown = _reordered(shown, picks(copy, rows))
-    if "blur" in strengths:
-        shown = (flaws.blur(p[None], strengths["blur"])[0] for p in shown)
-    if "compression" in strengths:
-        strength = strengths["compression"]
-        shown = flaws.compressed(shown, strength, x264=encode.SAME_BYTES)
-    return shown
-
-
-def _damped(
-    shown: Iterator[Picture], faces: Faces, strength: float
-) -> Iterator[Picture]:
-    shifts = damping.shifts(faces.points, faces.seen, faces.aspect, strength)
-    for pixels, points, shift in zip(shown, faces.points, shifts, strict=True):
-        yield damping.bend(pixels, points, shift)
-
-
-def _reordered(
-    shown: Iterator[Picture], order: Int[np.ndarray, " T"]
-) -> Iterator[Picture]:
-    """Yields pictures in another order and keeps those that are still to come."""
-    last = {int(pick): at for at, pick in enumerate(order)}
-    numbered = enumerate(shown)
-    kept: dict[int, Picture] = {}
-    for at, pick in enumerate(order):
-        while pick not in kept:
-            number, pixels = next(numbered)
-            if last.get(number, -1) >= at:
-                kept[number] = pixels
-        yield kept[pick]
-        if last[int(pick)] == at:
-            del kept[pick]
-    for _ in numbered:  # the decoder's last words
-        pass
-
-
-def _limited(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Scales so that no sample leaves -1..1, which would clip."""
-    return (samples / max(1.0, float(np.max(np.abs(samples))))).astype(np.float32)
+    return faces

@@ -1,8 +1,8 @@
 """What is in the demo data set: who speaks, which flaws are planted, which labels.
 
-The one thing to know: a clip's labels are functions of the strengths of its flaws
-(`labels`), never opinions of people, and a plan is drawn in full before anything is
-rendered, so that it depends on the size and the seed alone.
+A clip's labels are functions of the strengths of its flaws (`flaws.labels`), never
+opinions of people, and a plan is drawn in full before anything is rendered, so that it
+depends on the size and the seed alone.
 """
 
 import dataclasses
@@ -22,34 +22,11 @@ MISSING_MODALITIES = 0.04  # share of clips without one of their modalities
 COVERED = 0.06  # share of clips with a hand before the face for 0.6 to 1.4 s
 _FLAW_COUNTS = (0.10, 0.25, 0.35, 0.30)  # chance of 0, 1, 2 and 3 flaws in a clip
 _CLIPS_PER_IDENTITY = 6
-
-# What a flaw of strength 1 takes from each task, as a share of the score's range.
-PENALTIES: Mapping[str, Mapping[str, float]] = {
-    "offset": {"lip_sync": 0.95, "cross_modal": 0.40, "overall": 0.45},
-    "swap": {"lip_sync": 0.80, "cross_modal": 0.85, "overall": 0.45},
-    "noise": {"audio_quality": 0.85, "overall": 0.45},
-    "band_limit": {"audio_quality": 0.75, "overall": 0.35},
-    "clipping": {"audio_quality": 0.70, "overall": 0.35},
-    "blur": {"overall": 0.50},
-    "compression": {"overall": 0.45},
-    "freeze": {"lip_sync": 0.40, "expression": 0.75, "overall": 0.50},
-    "jitter": {"lip_sync": 0.30, "expression": 0.55, "overall": 0.40},
-    "damping": {"expression": 0.90, "cross_modal": 0.30, "overall": 0.35},
-    "affect": {"cross_modal": 0.90, "overall": 0.30},
-}
-MEANINGS: Mapping[str, str] = {
-    "offset": f"audio early or late by {flaws.MAX_OFFSET} frames x strength",
+MEANINGS = {
     "swap": "share of the speech replaced by other words of the same voice",
-    "noise": "signal-to-noise ratio from {} dB down to {} dB".format(*flaws.SNR_DB),
-    "band_limit": "low-pass from {} Hz down to {} Hz".format(*flaws.CUTOFF_HZ),
-    "clipping": f"{flaws.MAX_CLIPPED} x strength of the samples cut",
-    "blur": f"Gaussian of {flaws.MAX_BLUR} picture heights x strength",
-    "compression": "H.264 re-encoded at crf {} up to {}".format(*flaws.QUANTISER),
-    "freeze": f"{flaws.MAX_FROZEN} x strength of the frames stand still",
-    "jitter": f"share of frames shown up to {flaws.MAX_JITTER} frames off",
     "damping": "smile, brows, blinks and head movement x (1 - strength)",
-    "affect": "a calm face with an excited voice, or the other way, at 1 in full",
 }
+"""Of flaws that are drawn here, or planted otherwise than in clips of others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +40,7 @@ class Plan:
         identity_seed: of face and voice.
         seed: of everything else that is drawn.
         arousal: of the voice, 0 (calm) to 1 (excited); the face's without a flaw.
-        strengths: planted flaws, of `PENALTIES`, in 0..1.
+        strengths: planted flaws, of `flaws.FLAWS`, in 0..1.
         covered: first and last frame (exclusive) of a hand before the face.
         labels: scores by task; missing ones are not there.
         absent: modalities left out on purpose.
@@ -79,28 +56,6 @@ class Plan:
     covered: tuple[int, int] | None
     labels: Mapping[str, float]
     absent: tuple[str, ...]
-
-
-def labels(strengths: Mapping[str, float]) -> dict[str, float]:
-    """Computes the scores of a clip from the flaws planted in it.
-
-    A task's score is `1 + 4 * product over flaws of (1 - penalty * strength)`: 5
-    without flaws, falling with each strength, never below 1.
-
-    Args:
-        strengths: by flaw, in 0..1.
-
-    Example:
-        >>> labels({"offset": 0.5})["lip_sync"], labels({"offset": 0.5})["expression"]
-        (3.1, 5.0)
-    """
-    scores = {}
-    for task in schema.TASKS:
-        left = 1.0
-        for flaw, strength in strengths.items():
-            left *= 1 - PENALTIES[flaw].get(task.name, 0.0) * strength
-        scores[task.name] = task.low + (task.high - task.low) * left
-    return scores
 
 
 def plan(clips: int, seed: int = 0) -> tuple[Plan, ...]:
@@ -131,7 +86,7 @@ def plan(clips: int, seed: int = 0) -> tuple[Plan, ...]:
         identity = index % len(splits)
         strengths = _draw_strengths(rng)
         calm = rng.uniform() < 0.5
-        scores = labels(strengths)
+        scores = flaws.labels(strengths)
         start = int(rng.integers(5, frames // 2))
         absent = modalities[rng.integers(len(modalities))]
         plans.append(
@@ -168,11 +123,7 @@ def _identity_splits(clips: int) -> tuple[str, ...]:
 
 
 def _draw_strengths(rng: np.random.Generator) -> dict[str, float]:
-    """Draws up to three flaws; an offset is a whole number of frames."""
+    """Draws up to three flaws."""
     count = rng.choice(len(_FLAW_COUNTS), p=_FLAW_COUNTS)
-    chosen = rng.choice(list(PENALTIES), count, replace=False)
-    strengths = {str(flaw): float(rng.uniform(0.15, 1.0)) for flaw in sorted(chosen)}
-    if "offset" in strengths:
-        whole = round(strengths["offset"] * flaws.MAX_OFFSET)
-        strengths["offset"] = whole / flaws.MAX_OFFSET
-    return strengths
+    chosen = rng.choice(list(flaws.FLAWS), count, replace=False)
+    return {str(flaw): flaws.draw_strength(flaw, rng) for flaw in sorted(chosen)}

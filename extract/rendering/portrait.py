@@ -1,6 +1,6 @@
 """Who is in a rendered clip: one public-domain portrait, varied into many people.
 
-The one thing to know: everything is placed in the pixels of `skimage.data.astronaut()`
+Everything is placed in the pixels of `skimage.data.astronaut()`
 (a NASA photograph), called portrait coordinates below. An identity is a recoloured
 canvas in those coordinates plus `mesh`, which says for each pixel of the frame which
 point of the portrait it shows; the shape of the face lives in that mesh alone.
@@ -77,11 +77,15 @@ class Identity:
     light: Float[np.ndarray, "256 256 3"]
 
 
+def points(text: str) -> Float[np.ndarray, "N C"]:
+    """Reads points: their coordinates by commas, themselves by spaces."""
+    return np.array([point.split(",") for point in text.split()], np.float64)
+
+
 def _area(outline: str, feather: float) -> Float[np.ndarray, "600 600"]:
     """Fills an outline of portrait points with 1 and softens its edge (pixels)."""
-    points = np.array([pair.split(",") for pair in outline.split()], np.float64)
     mask = np.zeros((EXTENT * ZOOM, EXTENT * ZOOM), np.float32)
-    fixed = np.round((points - [LEFT, TOP]) * ZOOM * 16).astype(np.int32)
+    fixed = np.round((points(outline) - [LEFT, TOP]) * ZOOM * 16).astype(np.int32)
     cv2.fillPoly(mask, [fixed], 1.0, cv2.LINE_AA, shift=4)
     return cv2.GaussianBlur(mask, (0, 0), feather * ZOOM)
 
@@ -133,7 +137,8 @@ def _portrait() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.clip(image, 0, 1), areas
 
 
-def _grid() -> tuple[np.ndarray, np.ndarray]:
+@functools.cache
+def grid() -> tuple[np.ndarray, np.ndarray]:
     """Returns x and y of each canvas pixel in portrait coordinates."""
     along = np.arange(EXTENT * ZOOM, dtype=np.float32) / ZOOM
     return np.meshgrid(along + LEFT, along + TOP)
@@ -143,7 +148,7 @@ def _ellipse(
     centre: tuple[float, float], radii: tuple[float, float], feather: float
 ) -> np.ndarray:
     """Returns 1 inside an ellipse on the canvas, with an edge `feather` wide."""
-    x, y = _grid()
+    x, y = grid()
     distance = np.hypot((x - centre[0]) / radii[0], (y - centre[1]) / radii[1])
     return np.clip((1 - distance) * min(radii) / feather + 0.5, 0, 1)
 
@@ -187,7 +192,7 @@ def _glasses(rng: np.random.Generator) -> Float[np.ndarray, "600 600 4"]:
     colour = rng.uniform(0.02, 0.35, 3)
     radii = (rng.uniform(13, 15.5), rng.uniform(9.5, 13))
     rim = rng.uniform(0.7, 1.6)
-    x, y = _grid()
+    x, y = grid()
     alpha = np.zeros(x.shape, np.float32)
     for eye in EYES:
         centre = (eye[0] + 0.05 * (eye[0] - 224.0), eye[1] + 1.5)

@@ -1,8 +1,8 @@
 """Makes an identity talk: mouth, lids, brows and head, frame by frame.
 
-The one thing to know: the face moves by displacement of the portrait and the mouth
-really opens. Between the lips lie the portrait's own teeth, which stay with the skull,
-and a dark cavity with a tongue; with closed lips both are covered.
+The face moves by displacement of the portrait and the mouth really opens. Between the
+lips lie the portrait's own teeth, which stay with the skull, and a dark cavity with a
+tongue; with closed lips both are covered.
 """
 
 import dataclasses
@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
+from extract.degrading import damping
 from extract.rendering import portrait
+from extract.rendering.portrait import ZOOM
 
 _JAW = 15.0  # portrait pixels that the lower lip drops at opening 1
 _HALF = 20.0  # half width of the portrait's mouth
@@ -21,32 +23,12 @@ _HALF = 20.0  # half width of the portrait's mouth
 _T = np.array([-1.0, -0.87, -0.72, -0.53, -0.3, -0.02, 0.28, 0.52, 0.71, 0.87, 1.0])
 _UPPER = np.array([0.0, 0.3, 0.7, 1.6, 2.1, 2.7, 2.1, 1.5, 1.0, 0.6, 0.0])
 _LOWER = np.array([0.0, 3.3, 5.4, 7.3, 8.7, 9.3, 8.7, 7.2, 5.5, 3.4, 0.0])
-# Lids as (x, y of the upper, y of the lower), lashes within the upper.
+# Lids as x, y of the upper, y of the lower, lashes within the upper.
 _LIDS = (
-    np.array(
-        [
-            (194.0, 100.8, 101.2),
-            (197.0, 99.8, 102.6),
-            (200.0, 98.9, 103.8),
-            (203.0, 98.7, 104.4),
-            (206.0, 99.2, 104.5),
-            (209.5, 101.0, 104.2),
-            (212.2, 103.0, 104.0),
-            (214.0, 104.0, 104.0),
-        ]
-    ),
-    np.array(
-        [
-            (236.0, 104.8, 104.9),
-            (238.0, 104.0, 105.1),
-            (240.8, 102.2, 105.4),
-            (244.5, 100.7, 106.0),
-            (248.3, 100.6, 106.2),
-            (251.6, 101.3, 105.8),
-            (253.7, 102.4, 105.0),
-            (256.0, 103.4, 103.8),
-        ]
-    ),
+    """194.0,100.8,101.2 197.0,99.8,102.6 200.0,98.9,103.8 203.0,98.7,104.4
+206.0,99.2,104.5 209.5,101.0,104.2 212.2,103.0,104.0 214.0,104.0,104.0""",
+    """236.0,104.8,104.9 238.0,104.0,105.1 240.8,102.2,105.4 244.5,100.7,106.0
+248.3,100.6,106.2 251.6,101.3,105.8 253.7,102.4,105.0 256.0,103.4,103.8""",
 )
 _BLINK = np.array([0.45, 1.0, 1.0, 0.75, 0.4, 0.12])  # lid closure over frames
 
@@ -126,20 +108,18 @@ def draw_motion(
 @functools.cache
 def _region(left: int, top: int, right: int, bottom: int) -> tuple:
     """Returns the canvas slices and portrait coordinates of a rectangle."""
-    zoom, x0, y0 = portrait.ZOOM, portrait.LEFT, portrait.TOP
-    rows = slice((top - y0) * zoom, (bottom - y0) * zoom)
-    columns = slice((left - x0) * zoom, (right - x0) * zoom)
-    x = np.arange(columns.start, columns.stop, dtype=np.float32) / zoom + x0
-    y = np.arange(rows.start, rows.stop, dtype=np.float32) / zoom + y0
-    return (rows, columns), x, y[:, None]
+    rows = slice((top - portrait.TOP) * ZOOM, (bottom - portrait.TOP) * ZOOM)
+    columns = slice((left - portrait.LEFT) * ZOOM, (right - portrait.LEFT) * ZOOM)
+    x, y = portrait.grid()
+    return (rows, columns), x[0, columns], y[rows, :1]
 
 
 def _sample(canvas: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Reads the canvas at portrait coordinates."""
     return cv2.remap(
         canvas,
-        (x - portrait.LEFT).astype(np.float32) * portrait.ZOOM,
-        (y - portrait.TOP).astype(np.float32) * portrait.ZOOM,
+        (x - portrait.LEFT).astype(np.float32) * ZOOM,
+        (y - portrait.TOP).astype(np.float32) * ZOOM,
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
     )
@@ -174,10 +154,8 @@ def _move_mouth(
     below = y - lower
     jaw = 0.85 * _JAW * opening - 1.5
     jaw = jaw * np.exp(-(((x - cx) / 36) ** 2))
-    turn = np.clip(below / 15, 0, 1)
-    turn = turn * turn * (3 - 2 * turn)
-    neck = np.clip((y - 180 - jaw) / 30, 0, 1)
-    neck = neck * neck * (3 - 2 * neck)
+    turn = damping.ramp(below / 15)
+    neck = damping.ramp((y - 180 - jaw) / 30)
     fade = np.clip(1 - above / 17, 0, 1) ** 2
     shift = np.where(
         below > 0,
@@ -204,15 +182,7 @@ def _line(x: np.ndarray) -> np.ndarray:
     return 140.45 + 0.038 * (x - portrait.MOUTH[0])
 
 
-def _inside(
-    skin: np.ndarray,
-    still: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    upper: np.ndarray,
-    lower: np.ndarray,
-    inside: np.ndarray,
-) -> np.ndarray:
+def _inside(skin, still, x, y, upper, lower, inside) -> np.ndarray:
     """Paints cavity and tongue, then teeth where the portrait shows them."""
     gap = lower - upper
     depth = np.clip((y - upper) / np.maximum(gap, 1), 0, 1)
@@ -243,7 +213,7 @@ def _move_eyes(
     height = np.where(y < 90, np.exp(-0.5 * ((y - 90) / 5) ** 2), 1)
     height = height * np.clip((98 - y) / 8, 0, 1)
     shift = -3.4 * brow * np.maximum(*sides) * height
-    for lids in _LIDS:
+    for lids in map(portrait.points, _LIDS):
         top = np.interp(x, lids[:, 0], lids[:, 1])
         bottom = np.interp(x, lids[:, 0], lids[:, 2])
         reach = blink * (bottom - top + 1.0) * (x > lids[0, 0]) * (x < lids[-1, 0])
