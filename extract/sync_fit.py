@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from extract import sound
+from extract.backends import _sync
 from extract.backends import head as sync_head
 from tqa_jax import schema
 
@@ -31,7 +32,7 @@ _MAX_MOVE = 5  # rows
 _FOLDS = 20  # at most; with more clips, several are left out at a time
 _HOP = 10  # rows between tested stretches
 _RESAMPLES = 10_000
-_SHIFTS = np.arange(-sync_head.MAX_LAG, sync_head.MAX_LAG + 1)
+_SHIFTS = np.arange(-_sync.MAX_LAG, _sync.MAX_LAG + 1)
 _PIECE = round(sound.SAMPLE_RATE / schema.FPS)  # samples a row
 
 
@@ -110,7 +111,7 @@ def own_offset(
 def _score(head, mouth: np.ndarray, speech: np.ndarray) -> Float[np.ndarray, " 31"]:
     seen = (mouth - head.mouth_mean) @ head.mouth_map
     heard = (speech - head.sound_mean) @ head.sound_map
-    return sync_head.scores(seen, heard, np.zeros(1, int), len(mouth))[0]
+    return _sync.correlate(seen, heard, np.zeros(1, int), len(mouth))[0]
 
 
 def _correlate(described, offsets: Sequence[int]) -> sync_head.Head:
@@ -182,7 +183,7 @@ def evaluate(
     tested = []
     for at in progress(range(len(clips))):
         clip, head = clips[at], heads[at % folds]
-        own = own_offset(head, *described[at], sync_head.MAX_LAG)
+        own = own_offset(head, *described[at], _sync.MAX_LAG)
         as_is = planted_errors(clip, head, 0)
         errors = planted_errors(clip, head, own) if own else as_is
         seconds = len(clip.points) / schema.FPS

@@ -1,30 +1,21 @@
 """ResNet, HuBERT and Wav2Vec2 against transformers, on the same random checkpoints."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from extract.networks import resnet, wav2vec2
-from tests import checkpoints
+from tests import checkpoints, test_networks
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-RESNET_101 = {
-    "embedding_size": 64,
-    "hidden_sizes": (256, 512, 1024, 2048),
-    "depths": (3, 4, 23, 3),
-}
-BASE = {
-    "conv_dim": (512,) * 7,
-    "hidden_size": 768,
-    "layers": 12,
-    "heads": 12,
-    "intermediate_size": 3072,
-    "positions": 128,
-    "groups": 16,
-}
+RESNET_101, BASE = (
+    dataclasses.asdict(module.Config()) for module in (resnet, wav2vec2)
+)
 SPEECH = {
     "hubert": (checkpoints.hubert, transformers.HubertModel),
     "wav2vec2": (checkpoints.wav2vec2, transformers.Wav2Vec2Model),
@@ -36,6 +27,13 @@ def load(reader, folder):
     found, tensors = checkpoints.read(folder)
     config = reader.Config.from_json(found)
     return config, reader.from_tensors(tensors, config)
+
+
+def test_default_sizes_are_those_of_the_public_networks():
+    base = {name: getattr(transformers.HubertConfig(), name) for name in BASE}
+    assert {**base, "conv_dim": tuple(base["conv_dim"])} == BASE
+    # He et al. 2016: 3 + 4 + 23 + 3 blocks of three layers, and two more.
+    assert 3 * sum(RESNET_101["depths"]) + 2 == 101
 
 
 def theirs(kind, folder):
@@ -103,15 +101,8 @@ def test_pixels_are_normalised_as_the_image_processor_does(tmp_path):
 def test_each_clip_equals_transformers_on_it_alone(tmp_path, kind, sizes, seconds):
     write, network = SPEECH[kind]
     config, params = load(wav2vec2, write(tmp_path, **sizes))
-    rng = np.random.default_rng(0)
-    clips = []
-    for count in (round(16_000 * duration) for duration in seconds):
-        level = np.sin(np.arange(count) / 1500) ** 2 + 0.05
-        clips.append(wav2vec2.prepare(level * rng.standard_normal(count)))
-    lengths = np.array([len(samples) for samples in clips])
-    batch = np.full((len(clips), max(lengths) + 640), np.nan, np.float32)
-    for row, samples in zip(batch, clips, strict=True):
-        row[: len(samples)] = samples
+    clips = [test_networks.clip(round(16_000 * length)) for length in seconds]
+    batch, lengths = test_networks.padded(clips, np.nan, more=640)
     with torch.inference_mode():
         network = theirs(network, tmp_path)
         expected = [

@@ -31,18 +31,17 @@ def make(setting: backends.Setting) -> backends.Measurer:
 
 def width(setting: backends.Setting) -> int:
     """Returns the number of features."""
-    found = setting.weights
-    return weights.width(found, found.config.get("hidden_size", 768))
+    return setting.weights.width("hidden_size", 768)
 
 
 def network(found: weights.Found, dtype: Any) -> backends.Network:
     """Reads the weights of HuBERT or Wav2Vec2, see `extract.backends`."""
     import jax  # Here: the processes that decode do without.
 
-    from extract.networks import tensor_file, wav2vec2
+    from extract.networks import tensors, wav2vec2
 
     config = wav2vec2.Config.from_json(found.config)
-    params = jax.device_put(wav2vec2.from_tensors(tensor_file.read(found.file), config))
+    params = jax.device_put(wav2vec2.from_tensors(tensors.read(found.file), config))
     run = jax.jit(functools.partial(wav2vec2.hidden, config=config, dtype=dtype))
 
     def inputs(pending: Mapping[str, np.ndarray]) -> Mapping[str, tuple]:
