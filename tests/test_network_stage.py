@@ -54,18 +54,16 @@ def _weights(options):
 def _alone(observed, options):
     """What the networks give for a clip by itself, without batches or padding."""
     found = _weights(options)
-    config = resnet.Config.from_json(found["visual"].config)
-    params = resnet.from_tensors(tensors.read(found["visual"].file), config)
-    crops = observed.pending["visual/resnet101"]["crops"]
-    visual = jax.jit(resnet.features, static_argnums=1)(params, config, crops)
-    config = wav2vec2.Config.from_json(found["audio"].config)
-    params = wav2vec2.from_tensors(tensors.read(found["audio"].file), config)
+
+    def run(reader, weights, *batch):
+        network = reader.from_json(weights.config)
+        params = reader.from_tensors(tensors.read(weights.file), network)
+        return np.asarray(jax.jit(network.apply)(params, *batch))
+
+    visual = run(resnet, found["visual"], observed.pending["visual/resnet101"]["crops"])
     samples = wav2vec2.prepare(observed.pending["audio/hubert"]["samples"])
-    hidden = jax.jit(wav2vec2.hidden, static_argnums=1)(
-        params, config, samples[None], np.array([len(samples)])
-    )
-    audio = _speech.on_rows(np.asarray(hidden[0]), observed.rows)
-    return np.asarray(visual), audio
+    hidden = run(wav2vec2, found["audio"], samples[None], np.array([len(samples)]))
+    return visual, _speech.on_rows(hidden[0], observed.rows)
 
 
 @pytest.mark.parametrize("device_batch", [7, 130])
@@ -100,18 +98,18 @@ def test_a_clip_that_fills_its_batches_does_not_wait(observed, options):
 
 def test_a_network_is_compiled_once_for_a_shape(observed, options, monkeypatch):
     traced = []
-    features = resnet.features
+    pooled = resnet.pooled
 
-    def counted(params, config, pixels, **more):
-        traced.append(pixels.shape)
-        return features(params, config, pixels, **more)
+    def counted(x, *arguments):
+        traced.append(x.shape)
+        return pooled(x, *arguments)
 
-    monkeypatch.setattr(resnet, "features", counted)
+    monkeypatch.setattr(resnet, "pooled", counted)
     networks = _networks(options, device_batch=8)
     for key, one in observed.items():
         networks.add(key, one)
     networks.finish()
-    assert traced == [(8, 224, 224, 3)]
+    assert traced == [(8, 112, 112, 8)]
 
 
 def test_rows_without_a_face_are_masked(tmp_path, options):
@@ -156,7 +154,7 @@ def test_too_little_memory_is_one_clear_line(observed, options, monkeypatch):
     def full(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(resnet, "features", full)
+    monkeypatch.setattr(resnet, "pooled", full)
     networks = _networks(options, device_batch=4)
     with pytest.raises(schema.InputError, match="4 rows at once.*smaller --device_bat"):
         networks.add("0", observed["0"])

@@ -55,12 +55,12 @@ def windows_of_faces(count):
 
 def _resnet(folder):
     found, tensors = checkpoints.read(checkpoints.resnet(folder))
-    config = resnet.Config.from_json(found)
+    module = resnet.from_json(found)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 45, 38, 3), dtype=np.uint8)
     return Network(
         tensors,
-        lambda tensors: resnet.from_tensors(tensors, config),
-        lambda params, dtype, x: resnet.features(params, config, x, dtype=dtype),
+        lambda tensors: resnet.from_tensors(tensors, module),
+        lambda params, dtype, x: module.clone(dtype=dtype).apply(params, x),
         (pixels,),
         "resnet.encoder.stages.1.layers.0.layer.1.convolution.weight",
         0.02,
@@ -69,11 +69,11 @@ def _resnet(folder):
 
 def _hubert(folder):
     found, tensors = checkpoints.read(checkpoints.hubert(folder))
-    config = wav2vec2.Config.from_json(found)
+    module = wav2vec2.from_json(found)
     return Network(
         tensors,
-        lambda tensors: wav2vec2.from_tensors(tensors, config),
-        lambda params, dtype, *x: wav2vec2.hidden(params, config, *x, dtype=dtype),
+        lambda tensors: wav2vec2.from_tensors(tensors, module),
+        lambda params, dtype, *x: module.clone(dtype=dtype).apply(params, *x),
         padded([clip(16_000), clip(16_000, 1)]),
         "hubert.encoder.layers.1.attention.q_proj.weight",
         0.05,
@@ -167,12 +167,12 @@ def test_all_layouts_give_the_same_parameters(tmp_path):
         (checkpoints.wav2vec2, wav2vec2, layouts),
     ):
         first, *others = (checkpoints.read(write(tmp_path, **one)) for one in changes)
-        config = module.Config.from_json(first[0])
-        expected = module.from_tensors(first[1], config)
+        network = module.from_json(first[0])
+        expected = module.from_tensors(first[1], network)
         for found, tensors in others:
             assert set(tensors) != set(first[1])
-            assert module.Config.from_json(found) == config
-            params = module.from_tensors(tensors, config)
+            assert module.from_json(found) == network
+            params = module.from_tensors(tensors, network)
             jax.tree.map(np.testing.assert_array_equal, params, expected)
     tensors = checkpoints.syncnet()
     expected = syncnet.from_tensors(tensors)
@@ -206,7 +206,7 @@ def test_another_network_is_refused(tmp_path, write, change, message):
     found, _ = checkpoints.read(getattr(checkpoints, write)(tmp_path))
     module = {"resnet": resnet, "hubert": wav2vec2}[write]
     with pytest.raises(schema.InputError, match=message):
-        module.Config.from_json(found | change)
+        module.from_json(found | change)
 
 
 def test_what_follows_a_clip_changes_nothing(hubert):
@@ -234,7 +234,7 @@ def test_long_clips_are_computed_in_parts_with_the_same_result(hubert, monkeypat
 
 
 def test_two_minutes_need_less_than_a_gigabyte():
-    module = wav2vec2.Wav2Vec2(wav2vec2.Config(), jnp.float32)
+    module = wav2vec2.Wav2Vec2()
     samples = jax.ShapeDtypeStruct((1, 120 * 16_000), jnp.float32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), samples, lengths)

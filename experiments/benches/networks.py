@@ -165,14 +165,12 @@ def _ours(
     from extract.networks import resnet, wav2vec2
 
     reader = {"resnet": resnet, "hubert": wav2vec2}[network]
-    sizes = reader.Config.from_json(config)
-    params = jax.device_put(reader.from_tensors(weights, sizes))
-    if network == "resnet":
-        program = jax.jit(lambda params, x: resnet.features(params, sizes, x))
-        inputs = (given,)
-    else:
-        program = jax.jit(lambda params, *x: wav2vec2.hidden(params, sizes, *x))
-        inputs = (given, np.full(len(given), given.shape[-1]))
+    module = reader.from_json(config)
+    params = jax.device_put(reader.from_tensors(weights, module))
+    program = jax.jit(module.apply)
+    inputs = (given,)
+    if network == "hubert":
+        inputs += (np.full(len(given), given.shape[-1]),)
     return lambda: np.asarray(program(params, *inputs))
 
 

@@ -1,7 +1,7 @@
 """What speech networks share: they hear whole clips, brought to the rows afterwards.
 
 A clip is padded to one of a few lengths, so that a network is compiled few times;
-padding changes nothing (`wav2vec2.hidden`).
+padding changes nothing (`wav2vec2.Wav2Vec2`).
 """
 
 import functools
@@ -40,9 +40,8 @@ def network(found: weights.Found, dtype: Any) -> backends.Network:
 
     from extract.networks import tensors, wav2vec2
 
-    config = wav2vec2.Config.from_json(found.config)
-    params = jax.device_put(wav2vec2.from_tensors(tensors.read(found.file), config))
-    run = jax.jit(functools.partial(wav2vec2.hidden, config=config, dtype=dtype))
+    network = wav2vec2.from_json(found.config, dtype)
+    params = jax.device_put(wav2vec2.from_tensors(tensors.read(found.file), network))
 
     def inputs(pending: Mapping[str, np.ndarray]) -> Mapping[str, tuple]:
         samples = pending["samples"]
@@ -60,11 +59,7 @@ def network(found: weights.Found, dtype: Any) -> backends.Network:
 
     return backends.Network(
         inputs,
-        {
-            "sound": lambda samples, lengths: run(
-                params, samples=samples, lengths=lengths
-            )
-        },
+        {"sound": functools.partial(jax.jit(network.apply), params)},
         finish,
         rows=lambda samples, length: (
             len(samples) * round(schema.FPS) // sound.SAMPLE_RATE

@@ -40,7 +40,6 @@ def network(found: weights.Found, dtype: Any) -> backends.Network:
 
     from extract.networks import resnet, tensors
 
-    config = resnet.Config.from_json(found.config)
-    params = jax.device_put(resnet.from_tensors(tensors.read(found.file), config))
-    run = jax.jit(functools.partial(resnet.features, config=config, dtype=dtype))
-    return _aligned.network(lambda pixels: run(params, pixels=pixels))
+    network = resnet.from_json(found.config, dtype)
+    params = jax.device_put(resnet.from_tensors(tensors.read(found.file), network))
+    return _aligned.network(functools.partial(jax.jit(network.apply), params))

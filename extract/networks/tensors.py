@@ -5,10 +5,11 @@ are read by `torch.load(weights_only=True)`.
 """
 
 import dataclasses
+import functools
 import pathlib
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,15 +102,20 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def sizes(cls: type, config: Mapping[str, Any], fixed: Mapping[str, tuple]) -> Any:
+def sizes(
+    module: type, config: Mapping[str, Any], fixed: Mapping[str, tuple]
+) -> Callable[..., Any]:
     """Reads a network's sizes from what the hub's `config.json` says.
 
     Args:
-        cls: dataclass of the sizes, each with the default for when it is not there:
-            a whole number, a tuple of as many, or a fraction.
+        module: Flax module that has the sizes as fields, each with the default for when
+            it is not there: a whole number, a tuple of as many, or a fraction.
         config: the settings.
         fixed: the values that a setting may have, where it is there, for the network
             to be this one.
+
+    Returns:
+        The module with its sizes.
 
     Raises:
         schema.InputError: for another network, and for sizes that cannot be.
@@ -121,7 +127,9 @@ def sizes(cls: type, config: Mapping[str, Any], fixed: Mapping[str, tuple]) -> A
                 f"expected {' or '.join(map(repr, valid))}"
             )
     values = {}
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(module):
+        if not isinstance(field.default, int | float | tuple):
+            continue
         value, usual = config.get(field.name, field.default), field.default
         numbers, like = (
             list(size) if isinstance(size, list | tuple) else [size]
@@ -132,7 +140,7 @@ def sizes(cls: type, config: Mapping[str, Any], fixed: Mapping[str, tuple]) -> A
                 f"config.json has {field.name} {value!r}; expected sizes like {usual!r}"
             )
         values[field.name] = tuple(numbers) if isinstance(usual, tuple) else value
-    return cls(**values)
+    return functools.partial(module, **values)
 
 
 class Tensors:

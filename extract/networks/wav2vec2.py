@@ -5,7 +5,6 @@ neither the statistics of the group norm, nor the positional convolution, nor at
 whatever they hold.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,46 +48,6 @@ _FIXED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes of a network, named as the hub does; the defaults are those of `base`.
-
-    Attributes:
-        conv_dim: channels of the seven convolutions.
-        hidden_size: width of the transformer.
-        num_hidden_layers: of the transformer.
-        num_attention_heads: of each layer.
-        intermediate_size: width of the feed-forward parts.
-        num_conv_pos_embeddings: frames that the positional convolution sees.
-        num_conv_pos_embedding_groups: of the positional convolution.
-        layer_norm_eps: of all layer norms.
-    """
-
-    conv_dim: tuple[int, ...] = (512,) * 7
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    num_conv_pos_embeddings: int = 128
-    num_conv_pos_embedding_groups: int = 16
-    layer_norm_eps: float = 1e-5
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> "Config":
-        """Reads the hub's `config.json`; see `tensors.sizes`.
-
-        Raises:
-            schema.InputError: for another network, and for sizes that cannot be.
-        """
-        sizes = tensors.sizes(cls, config, _FIXED)
-        if sizes.hidden_size % sizes.num_attention_heads:
-            raise schema.InputError(
-                f"config.json has hidden_size {sizes.hidden_size}; expected a multiple "
-                f"of num_attention_heads, {sizes.num_attention_heads}"
-            )
-        return sizes
-
-
 def num_frames(num_samples: int) -> int:
     """Returns how many frames a clip has; 0 below 400 samples."""
     return max(0, (num_samples - wav2vec2_layers.FIELD) // wav2vec2_layers.HOP + 1)
@@ -106,8 +65,99 @@ def prepare(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
 
 
+class Wav2Vec2(nn.Module):
+    """The network, from samples to the last hidden state; the defaults are `base`'s.
+
+    Attributes:
+        conv_dim: channels of the seven convolutions.
+        hidden_size: width of the transformer.
+        num_hidden_layers: of the transformer.
+        num_attention_heads: of each layer.
+        intermediate_size: width of the feed-forward parts.
+        num_conv_pos_embeddings: frames that the positional convolution sees.
+        num_conv_pos_embedding_groups: of the positional convolution.
+        layer_norm_eps: of all layer norms.
+        dtype: of activations; statistics, softmax and the result are float32.
+    """
+
+    conv_dim: tuple[int, ...] = (512,) * 7
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    layer_norm_eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    # Accelerators round float32 products to fewer digits unless told otherwise.
+    @jax.default_matmul_precision("float32")
+    @nn.compact
+    def __call__(
+        self, samples: Float[Array, "B N"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B F D"]:
+        """Returns the last hidden state at 50 Hz, see `frame_seconds`.
+
+        Args:
+            samples: clips at 16 kHz after `prepare`, each followed by anything, with
+                room for a frame, 400 samples.
+            lengths: samples of each clip.
+
+        Returns:
+            `num_frames(N)` rows a clip; those beyond `num_frames(length)` are 0.
+        """
+        dtype = self.dtype
+
+        def norm(name: str) -> nn.LayerNorm:
+            return wav2vec2_layers.norm(name, self.layer_norm_eps, dtype)
+
+        last = (lengths - wav2vec2_layers.FIELD) // wav2vec2_layers.HOP
+        keep = jnp.arange(num_frames(samples.shape[-1])) <= last[:, None]  # (B, F)
+        x = wav2vec2_layers.Convolutions(self.conv_dim, dtype, name="convolutions")(
+            samples.astype(jnp.float32), lengths
+        )
+        x = nn.Dense(self.hidden_size, dtype=dtype, name="projection")(
+            norm("projection_norm")(x)
+        )
+        x = jnp.where(keep[..., None], x, 0)
+        taps = self.num_conv_pos_embeddings
+        positions = nn.Conv(
+            self.hidden_size,
+            taps,
+            padding=[(taps // 2, taps - 1 - taps // 2)],
+            feature_group_count=self.num_conv_pos_embedding_groups,
+            dtype=dtype,
+            name="positions",
+        )
+        x = norm("norm")(x + layers.gelu(positions(x)))
+        for index in range(self.num_hidden_layers):
+            x = wav2vec2_layers.Layer(
+                self.num_attention_heads,
+                self.intermediate_size,
+                self.layer_norm_eps,
+                dtype,
+                name=f"layer_{index}",
+            )(x, keep)
+        return jnp.where(keep[..., None], x, 0).astype(jnp.float32)
+
+
+def from_json(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Wav2Vec2:
+    """Makes the network that the hub's `config.json` describes.
+
+    Raises:
+        schema.InputError: for another network, and for sizes that cannot be.
+    """
+    network = tensors.sizes(Wav2Vec2, config, _FIXED)(dtype=dtype)
+    if network.hidden_size % network.num_attention_heads:
+        raise schema.InputError(
+            f"network.json has hidden_size {network.hidden_size}; expected a multiple "
+            f"of num_attention_heads, {network.num_attention_heads}"
+        )
+    return network
+
+
 def from_tensors(
-    checkpoint: Mapping[str, np.ndarray], config: Config
+    checkpoint: Mapping[str, np.ndarray], network: Wav2Vec2
 ) -> dict[str, Any]:
     """Turns a checkpoint's tensors into parameters.
 
@@ -115,10 +165,10 @@ def from_tensors(
         checkpoint: tensors by the hub's names, with the prefix `hubert.` or `wav2vec2.`
             or without one, and with either of PyTorch's names for the kernel of the
             positional convolution; what only training needs is ignored.
-        config: sizes of the network.
+        network: that they are for.
 
     Returns:
-        Parameters for `hidden`, float32.
+        Parameters of the network, float32.
 
     Raises:
         schema.InputError: for the first tensor that is missing, of another shape, not
@@ -146,20 +196,23 @@ def from_tensors(
             "bias": take(f"{name}.bias", size),
         }
 
-    width, inner = config.hidden_size, config.intermediate_size
+    width, inner = network.hidden_size, network.intermediate_size
     inputs, convolutions = 1, {}
     for index, (channels, taps) in enumerate(
-        zip(config.conv_dim, wav2vec2_layers.KERNELS, strict=True)
+        zip(network.conv_dim, wav2vec2_layers.KERNELS, strict=True)
     ):
         kernel = take(f"{_CONVOLUTIONS}.{index}.conv.weight", channels, inputs, taps)
         # (O, I, taps) -> (taps I, O)
         kernel = kernel.transpose(2, 1, 0).reshape(-1, channels)
         convolutions[f"kernel_{index}"] = kernel
         inputs = channels
-    taps, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
+    taps, groups = (
+        network.num_conv_pos_embeddings,
+        network.num_conv_pos_embedding_groups,
+    )
     params = {
         "convolutions": convolutions
-        | norm(f"{_CONVOLUTIONS}.0.layer_norm", config.conv_dim[0]),
+        | norm(f"{_CONVOLUTIONS}.0.layer_norm", network.conv_dim[0]),
         "projection_norm": norm("feature_projection.layer_norm", inputs),
         "projection": linear(inputs, width, "feature_projection.projection"),
         "positions": {
@@ -171,7 +224,7 @@ def from_tensors(
         },
         "norm": norm("encoder.layer_norm", width),
     }
-    for index in range(config.num_hidden_layers):
+    for index in range(network.num_hidden_layers):
         name = f"encoder.layers.{index}"
         attention, feed = f"{name}.attention", f"{name}.feed_forward"
         params[f"layer_{index}"] = {
@@ -192,75 +245,3 @@ def _positional_kernel(length: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Multiplies weight normalisation out: (O, I, taps) -> (taps, I, O)."""
     norm = np.sqrt(np.square(direction, dtype=np.float64).sum((0, 1), keepdims=True))
     return (length * direction / norm).transpose(2, 1, 0).astype(np.float32)
-
-
-def hidden(
-    params: Mapping[str, Any],
-    config: Config,
-    samples: Float[Array, "B N"],
-    lengths: Int[Array, " B"],
-    *,
-    dtype: Any = jnp.float32,
-) -> Float[Array, "B F D"]:
-    """Returns the last hidden state at 50 Hz, see `frame_seconds`.
-
-    Args:
-        params: from `from_tensors`.
-        config: sizes of the network.
-        samples: clips at 16 kHz after `prepare`, each followed by anything, with room
-            for a frame, 400 samples.
-        lengths: samples of each clip.
-        dtype: of activations; statistics, softmax and the result are float32.
-
-    Returns:
-        `num_frames(N)` rows a clip; those beyond `num_frames(length)` are 0.
-    """
-    # Accelerators round float32 products to fewer digits unless told otherwise.
-    with jax.default_matmul_precision("float32"):
-        return Wav2Vec2(config, dtype).apply(params, samples, lengths)
-
-
-class Wav2Vec2(nn.Module):
-    """The network, from samples to the last hidden state; see `hidden`."""
-
-    config: Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, samples: Float[Array, "B N"], lengths: Int[Array, " B"]
-    ) -> Float[Array, "B F D"]:
-        """Runs the network."""
-        config, dtype = self.config, self.dtype
-
-        def norm(name: str) -> nn.LayerNorm:
-            return wav2vec2_layers.norm(name, config.layer_norm_eps, dtype)
-
-        last = (lengths - wav2vec2_layers.FIELD) // wav2vec2_layers.HOP
-        keep = jnp.arange(num_frames(samples.shape[-1])) <= last[:, None]  # (B, F)
-        x = wav2vec2_layers.Convolutions(config.conv_dim, dtype, name="convolutions")(
-            samples.astype(jnp.float32), lengths
-        )
-        x = nn.Dense(config.hidden_size, dtype=dtype, name="projection")(
-            norm("projection_norm")(x)
-        )
-        x = jnp.where(keep[..., None], x, 0)
-        taps = config.num_conv_pos_embeddings
-        positions = nn.Conv(
-            config.hidden_size,
-            taps,
-            padding=[(taps // 2, taps - 1 - taps // 2)],
-            feature_group_count=config.num_conv_pos_embedding_groups,
-            dtype=dtype,
-            name="positions",
-        )
-        x = norm("norm")(x + layers.gelu(positions(x)))
-        for index in range(config.num_hidden_layers):
-            x = wav2vec2_layers.Layer(
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.layer_norm_eps,
-                dtype,
-                name=f"layer_{index}",
-            )(x, keep)
-        return jnp.where(keep[..., None], x, 0).astype(jnp.float32)
