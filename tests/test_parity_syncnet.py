@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from extract.backends import syncnet as backend
 from extract.networks import syncnet, tensors
-from tests import checkpoints, test_networks, test_syncnet
+from tests import checkpoints, test_networks
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -95,15 +94,3 @@ def test_embeddings_agree(tmp_path):
             print(f"{run.__name__} {dtype.__name__}: {error:.1e}")
             assert error < limit
     torch.set_num_threads(threads)
-
-
-@torch.inference_mode()
-def test_distances_agree():
-    faces, sounds = test_syncnet.embeddings(40, 2)
-    found = backend.distances(faces, sounds)
-    padded = nn.functional.pad(torch.tensor(sounds), (0, 0, 15, 15))
-    for row in (15, 20, 24):
-        expected = nn.functional.pairwise_distance(
-            torch.tensor(faces[[row]]).repeat(31, 1), padded[row : row + 31]
-        )
-        np.testing.assert_allclose(found[row], expected.numpy(), rtol=1e-5)

@@ -54,16 +54,10 @@ def as_int16(samples):
 
 @pytest.mark.parametrize("count", [1, 399, 400, 401, 560, 3200, 3333])
 def test_cepstra_equal_a_loop(count):
-    samples = speech(count)
-    found = syncnet_input.mfcc(samples)
-    expected = plain_mfcc(as_int16(samples))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
-
-
-def test_silence_has_finite_cepstra():
-    found = syncnet_input.mfcc(np.zeros(2000, np.float32))
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, plain_mfcc(np.zeros(2000, int)), atol=1e-4)
+    for samples in (speech(count), np.zeros(count, np.float32)):
+        found = syncnet_input.mfcc(samples)
+        expected = plain_mfcc(as_int16(samples))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_windows_of_sound_begin_at_their_rows():

@@ -70,8 +70,10 @@ def network(found: weights.Found, dtype: Any) -> backends.Network:
 def padded_length(count: int) -> int:
     """Returns the number of samples to which a clip is padded before its network."""
     seconds = count / sound.SAMPLE_RATE
-    fitting = [length for length in _SECONDS if length >= seconds]
-    whole = fitting[0] if fitting else 30 * int(np.ceil(seconds / 30))
+    whole = next(
+        (length for length in _SECONDS if length >= seconds),
+        30 * int(np.ceil(seconds / 30)),
+    )
     return whole * sound.SAMPLE_RATE
 
 

@@ -18,9 +18,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from extract.networks import resnet, syncnet_input, tensors
+from extract.networks import resnet, tensors
 
 WIDTH = 1024  # of an embedding
+
+_FACE_CHANNELS = (3, 5)  # colours and pictures
 
 
 class _Layer(NamedTuple):
@@ -174,7 +176,7 @@ def from_tensors(checkpoint: Mapping[str, np.ndarray]) -> dict[str, Any]:
         {_bare(name): value for name, value in checkpoint.items()}, "SyncNet"
     )
     return {
-        "face": _stream(take, "lip", _FACE, (3, syncnet_input.FRAMES)),
+        "face": _stream(take, "lip", _FACE, _FACE_CHANNELS),
         "sound": _stream(take, "aud", _SOUND, (1,)),
     }
 
@@ -190,7 +192,7 @@ def _stream(
     for index, (place, width, size, *_) in enumerate(layers):
         name = f"netcnn{kind}.{place}"
         kernel = take(f"{name}.weight", width, *channels, *size)
-        if channels == (3, syncnet_input.FRAMES):
+        if channels == _FACE_CHANNELS:
             # (out, blue green red, 5, H, W) -> (out, 5 x red green blue, H, W)
             kernel = kernel[:, ::-1].swapaxes(1, 2)
         kernel = kernel.reshape(width, -1, *size).transpose(2, 3, 1, 0)

@@ -121,7 +121,7 @@ class Source:
                 f"{self.sha256}), and give the file by {self.option}; or choose "
                 f"{self.instead}, which needs none"
             )
-        where = str(given or f"{self.repository}@{self.revision}")
+        where = f"{self.repository}@{self.revision}" if given is None else str(given)
         path, repository = cli.path(where), _REPOSITORY.fullmatch(where)
         if path.exists():
             folder = path if path.is_dir() else path.parent
