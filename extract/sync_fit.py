@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from extract import backends, sound
+from extract.backends import _sync
 from extract.backends import head as sync_head
 from tqa_jax import schema, statistics
 
@@ -35,7 +36,7 @@ _MAX_MOVE = 5  # rows
 _FOLDS = 20  # at most; with more clips, several are left out at a time
 _HOP = 10  # rows between tested stretches
 _RESAMPLES = 10_000
-_SHIFTS = np.arange(-sync_head.MAX_LAG, sync_head.MAX_LAG + 1)
+_SHIFTS = np.arange(-_sync.MAX_LAG, _sync.MAX_LAG + 1)
 _PIECE = round(sound.SAMPLE_RATE / schema.FPS)  # samples a row
 
 
@@ -89,7 +90,7 @@ def _best(scores: Float[np.ndarray, " 31"], *, none: float) -> float:
 def _score(head, mouth: np.ndarray, speech: np.ndarray) -> Float[np.ndarray, " 31"]:
     seen = (mouth - head.mouth_mean) @ head.mouth_map
     heard = (speech - head.sound_mean) @ head.sound_map
-    return sync_head.scores(seen, heard, np.zeros(1, int), len(mouth))[0]
+    return _sync.correlate(seen, heard, np.zeros(1, int), len(mouth))[0]
 
 
 def _correlate(clips, offsets: Sequence[int]) -> sync_head.Head:
@@ -164,7 +165,7 @@ def evaluate(
     shares, count = [], 0
     for at, (name, clip) in enumerate(clips.items()):
         head = heads[at % folds]
-        own = own_offset(head, *ready[at], sync_head.MAX_LAG)
+        own = own_offset(head, *ready[at], _sync.MAX_LAG)
         as_is = planted_errors(clip, head, 0)
         errors = planted_errors(clip, head, own) if own else as_is
         line = f"{name[-32:]:32} {clip.rows / schema.FPS:5.1f} {own:4d}"

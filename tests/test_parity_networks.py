@@ -6,24 +6,18 @@ import numpy as np
 import pytest
 
 from extract.networks import resnet, wav2vec2
-from tests import checkpoints
+from tests import checkpoints, test_networks
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-RESNET_101 = {
-    "embedding_size": 64,
-    "hidden_sizes": (256, 512, 1024, 2048),
-    "depths": (3, 4, 23, 3),
-}
+RESNET_101 = {"embedding_size": 64, "hidden_sizes": (256, 512, 1024, 2048)}
+RESNET_101 |= {"depths": (3, 4, 23, 3)}
+# What test checkpoints state of their sizes, as in the public networks.
 BASE = {
-    "conv_dim": (512,) * 7,
-    "hidden_size": 768,
-    "layers": 12,
-    "heads": 12,
-    "intermediate_size": 3072,
-    "positions": 128,
-    "groups": 16,
+    name: getattr(transformers.HubertConfig(), name)
+    for name in wav2vec2.Wav2Vec2.__annotations__
+    if hasattr(transformers.HubertConfig(), name) and name != "dtype"
 }
 SPEECH = {
     "hubert": (checkpoints.hubert, transformers.HubertModel),
@@ -32,10 +26,21 @@ SPEECH = {
 
 
 def load(reader, folder):
-    """Reads a checkpoint as the extractor does: its configuration and parameters."""
+    """Reads a checkpoint as the extractor does; returns what runs it in a dtype."""
     found, tensors = checkpoints.read(folder)
-    config = reader.Config.from_json(found)
-    return config, reader.from_tensors(tensors, config)
+    module = reader.from_json(found)
+    params = reader.from_tensors(tensors, module)
+
+    def run(dtype, *batch):
+        return np.asarray(jax.jit(module.clone(dtype=dtype).apply)(params, *batch))
+
+    return run
+
+
+def test_default_sizes_are_those_of_the_public_networks():
+    assert resnet.ResNet() == resnet.ResNet(**RESNET_101)
+    base = {**BASE, "conv_dim": tuple(BASE["conv_dim"])}
+    assert len(base) == 8 and wav2vec2.Wav2Vec2() == wav2vec2.Wav2Vec2(**base)
 
 
 def theirs(kind, folder):
@@ -55,7 +60,7 @@ def relative(found, exact):
     ids=["tiny", "resnet-101"],
 )
 def test_resnet_equals_transformers(tmp_path, sizes, size, clips):
-    config, params = load(resnet, checkpoints.resnet(tmp_path, **sizes))
+    run = load(resnet, checkpoints.resnet(tmp_path, **sizes))
     shape = (clips, size, size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
@@ -65,20 +70,13 @@ def test_resnet_equals_transformers(tmp_path, sizes, size, clips):
         expected = network(torch.tensor(normed)).pooler_output[..., 0, 0].numpy()
     assert expected.std(0).max() > 0.1
 
-    def run(dtype):
-        @jax.jit
-        def features(params, pixels):
-            return resnet.features(params, config, pixels, dtype=dtype)
-
-        return np.asarray(features(params, pixels))
-
-    np.testing.assert_allclose(run(jnp.float32), expected, atol=1e-4)
-    assert relative(run(jnp.bfloat16), expected) < 0.02
+    np.testing.assert_allclose(run(jnp.float32, pixels), expected, atol=1e-4)
+    assert relative(run(jnp.bfloat16, pixels), expected) < 0.02
 
 
 def test_pixels_are_normalised_as_the_image_processor_does(tmp_path):
     pytest.importorskip("PIL", reason="transformers wants Pillow for pictures")
-    config, params = load(resnet, checkpoints.resnet(tmp_path))
+    run = load(resnet, checkpoints.resnet(tmp_path))
     pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     processor = transformers.ConvNextImageProcessorPil.from_pretrained(
         tmp_path, do_resize=False
@@ -87,7 +85,7 @@ def test_pixels_are_normalised_as_the_image_processor_does(tmp_path):
         network = theirs(transformers.ResNetModel, tmp_path)
         batch = processor(pixels, return_tensors="pt")
         expected = network(**batch).pooler_output[..., 0, 0].numpy()
-    found = resnet.features(params, config, jnp.asarray(pixels[None]))
+    found = run(jnp.float32, pixels[None])
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -102,16 +100,9 @@ def test_pixels_are_normalised_as_the_image_processor_does(tmp_path):
 )
 def test_each_clip_equals_transformers_on_it_alone(tmp_path, kind, sizes, seconds):
     write, network = SPEECH[kind]
-    config, params = load(wav2vec2, write(tmp_path, **sizes))
-    rng = np.random.default_rng(0)
-    clips = []
-    for count in (round(16_000 * duration) for duration in seconds):
-        level = np.sin(np.arange(count) / 1500) ** 2 + 0.05
-        clips.append(wav2vec2.prepare(level * rng.standard_normal(count)))
-    lengths = np.array([len(samples) for samples in clips])
-    batch = np.full((len(clips), max(lengths) + 640), np.nan, np.float32)
-    for row, samples in zip(batch, clips, strict=True):
-        row[: len(samples)] = samples
+    run = load(wav2vec2, write(tmp_path, **sizes))
+    clips = [test_networks.clip(round(16_000 * length)) for length in seconds]
+    batch, lengths = test_networks.padded(clips, np.nan, more=640)
     with torch.inference_mode():
         network = theirs(network, tmp_path)
         expected = [
@@ -120,14 +111,7 @@ def test_each_clip_equals_transformers_on_it_alone(tmp_path, kind, sizes, second
         ]
     assert expected[0].std(0).min() > 0.1
 
-    def run(dtype):
-        @jax.jit
-        def hidden(params, batch, lengths):
-            return wav2vec2.hidden(params, config, batch, lengths, dtype=dtype)
-
-        return np.asarray(hidden(params, batch, lengths))
-
-    exact, rough = run(jnp.float32), run(jnp.bfloat16)
+    exact, rough = (run(dtype, batch, lengths) for dtype in (jnp.float32, jnp.bfloat16))
     for row, near, own in zip(exact, rough, expected, strict=True):
         assert wav2vec2.num_frames(len(row)) <= len(own) <= len(row)
         np.testing.assert_allclose(row[: len(own)], own, atol=1e-4)

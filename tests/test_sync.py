@@ -84,30 +84,6 @@ def test_correlations_equal_a_plain_loop():
         assert found[row, lag + 15] == pytest.approx(np.mean(expected), abs=1e-9)
 
 
-def test_rows_without_a_face_are_masked():
-    opening = _syllables(150)
-    points = _points(opening)
-    points[100:] = np.nan
-    sound = _sound(opening, 0)
-    values, mask = sync.features(points, 1.0, sound, np.ones(len(sound), bool))
-    np.testing.assert_array_equal(mask, np.arange(150) < 100)
-    assert np.isnan(values[~mask]).all() and np.isfinite(values[mask]).all()
-
-
-def test_nothing_to_compare_is_present_and_not_valid():
-    opening = _syllables(100)
-    sound = _sound(opening, 0)
-    for mouth, audio in (
-        (opening, np.zeros_like(sound)),
-        (opening, np.full_like(sound, 0.5)),
-        (np.full(100, 0.3), sound),
-        (opening[:15], sound[: 15 * 640]),
-    ):
-        values, mask = _run(mouth, audio)
-        assert mask.all()
-        np.testing.assert_array_equal(values, 0)
-
-
 def test_missing_sound_is_masked():
     opening = _syllables(120)
     sound = _sound(opening, 0)
@@ -115,11 +91,3 @@ def test_missing_sound_is_masked():
     values, mask = sync.features(_points(opening), 1.0, sound * present, present)
     assert mask[0] and not mask[-1]
     assert np.isnan(values[~mask]).all()
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 19, 20, 30])
-def test_short_clips_work(num_rows):
-    opening = _syllables(num_rows)
-    values, mask = _run(opening, _sound(opening, 0))
-    assert values.shape == (num_rows, 4) and mask.all()
-    assert np.isfinite(values).all()

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from extract.networks import syncnet, syncnet_input
+from extract.networks import syncnet_input
 
 
 def speech(count, seed=0):
@@ -17,7 +17,7 @@ def speech(count, seed=0):
 
 
 def plain_mfcc(whole):
-    """python_speech_features.mfcc at its defaults, in loops, of 16-bit samples."""
+    """`python_speech_features.mfcc` at its defaults, in loops, of 16-bit samples."""
     whole = whole.astype(float)
     signal = np.array([whole[0], *(whole[1:] - 0.97 * whole[:-1])])
     steps = 1 if len(signal) <= 400 else 1 + int(np.ceil((len(signal) - 400) / 160))
@@ -54,24 +54,10 @@ def as_int16(samples):
 
 @pytest.mark.parametrize("count", [1, 399, 400, 401, 560, 3200, 3333])
 def test_cepstra_equal_a_loop(count):
-    samples = speech(count)
-    found = syncnet_input.mfcc(samples)
-    expected = plain_mfcc(as_int16(samples))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
-
-
-def test_cepstra_equal_python_speech_features():
-    psf = pytest.importorskip("python_speech_features")
-    for samples in (speech(16000), np.zeros(4000, np.float32)):
-        expected = psf.mfcc(as_int16(samples), 16000)
+    for samples in (speech(count), np.zeros(count, np.float32)):
         found = syncnet_input.mfcc(samples)
+        expected = plain_mfcc(as_int16(samples))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
-
-
-def test_silence_has_finite_cepstra():
-    found = syncnet_input.mfcc(np.zeros(2000, np.float32))
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, plain_mfcc(np.zeros(2000, int)), atol=1e-4)
 
 
 def test_windows_of_sound_begin_at_their_rows():
@@ -105,10 +91,6 @@ def test_short_clips_have_few_windows(rows):
     assert windows.shape == (max(0, rows - 5), 20, 13) and len(heard) == len(windows)
     starts = syncnet_input.face_windows(np.ones(rows, bool))
     np.testing.assert_array_equal(starts, np.arange(max(0, rows - 4)))
-
-
-def test_windows_are_those_of_the_network():
-    assert syncnet_input.FRAMES == syncnet.FRAMES
 
 
 def test_windows_of_faces_have_five_in_a_row():
@@ -191,11 +173,9 @@ def test_rows_without_a_face_have_no_crop():
     face = mesh(20, 20, 60, 60, 80, 80)
     points = [None if row in (0, 4, 5, 11) else face for row in range(12)]
     found, _ = run(pictures, points)
-    assert [row for row, crop in enumerate(found) if crop is None] == [0, 4, 5, 11]
     # Each crop is of its own picture, and a face that stays has the same box.
-    for row, crop in enumerate(found):
-        if crop is not None:
-            np.testing.assert_array_equal(crop, row)
+    for row, crop in zip((1, 2, 3, 6, 7, 8, 9, 10), found, strict=True):
+        np.testing.assert_array_equal(crop, row)
 
 
 def test_a_cut_is_not_smoothed():

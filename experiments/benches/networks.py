@@ -13,6 +13,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,11 @@ _RESNET = {
     "hidden_sizes": [256, 512, 1024, 2048],
     "depths": [3, 4, 23, 3],
 }
-_TINY_RESNET = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}
+_TINY_RESNET = {
+    "embedding_size": 8,
+    "hidden_sizes": [16, 16, 32, 32],
+    "depths": [1, 1, 1, 1],
+}
 _HUBERT = {"hidden_size": 768, "num_hidden_layers": 12, "conv_dim": [512] * 7}
 _TINY_HUBERT = {
     "hidden_size": 48,
@@ -92,15 +97,12 @@ def _draw(
     network: str, config: Mapping[str, object], shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
     """Weights by the names of a checkpoint, and `input`."""
-    # Here, since PyTorch's process imports this module too.
-    from extract.networks import resnet, wav2vec2
-
     rng = np.random.default_rng(0)
-    reader = {"resnet": resnet, "hubert": wav2vec2}[network]
     drawn = {}
-    for name, size in reader.shapes(reader.Config.from_json(config)).items():
-        if name.endswith("weight_g"):
-            drawn[name] = np.ones(size, np.float32)
+    for name, value in _module(network, config).state_dict().items():
+        size = tuple(value.shape)
+        if name.endswith("original0"):  # length of a normalised kernel
+            drawn[name] = np.ones(size)
         elif len(size) > 1:
             kernel = rng.normal(size=size) * (2 / np.prod(size[1:])) ** 0.5
             # Sums of 0 keep the means that ReLU and GELU give from growing.
@@ -109,12 +111,22 @@ def _draw(
         elif name.endswith(("weight", "running_var")):
             # The last norm of a block is small, so that sums of blocks don't grow.
             drawn[name] = np.full(size, 0.2 if "layer.2.norm" in name else 1.0)
-        else:
+        elif size:
             drawn[name] = 0.1 * rng.normal(size=size)
     drawn = {name: value.astype(np.float32) for name, value in drawn.items()}
     if network == "resnet":
         return drawn | {"input": rng.integers(0, 256, shape, dtype=np.uint8)}
     return drawn | {"input": rng.normal(size=shape).astype(np.float32)}
+
+
+def _module(network: str, config: Mapping[str, object]) -> Any:
+    import transformers
+
+    if network == "resnet":
+        return transformers.ResNetModel(transformers.ResNetConfig(**config))
+    # Without the vector that hides frames in training.
+    settings = transformers.HubertConfig(**config, mask_time_prob=0.0)
+    return transformers.HubertModel(settings)
 
 
 _Work = Callable[[], np.ndarray]
@@ -153,14 +165,12 @@ def _ours(
     from extract.networks import resnet, wav2vec2
 
     reader = {"resnet": resnet, "hubert": wav2vec2}[network]
-    sizes = reader.Config.from_json(config)
-    params = jax.device_put(reader.from_tensors(weights, sizes))
-    if network == "resnet":
-        program = jax.jit(lambda params, x: resnet.features(params, sizes, x))
-        inputs = (given,)
-    else:
-        program = jax.jit(lambda params, *x: wav2vec2.hidden(params, sizes, *x))
-        inputs = (given, np.full(len(given), given.shape[-1]))
+    module = reader.from_json(config)
+    params = jax.device_put(reader.from_tensors(weights, module))
+    program = jax.jit(module.apply)
+    inputs = (given,)
+    if network == "hubert":
+        inputs += (np.full(len(given), given.shape[-1]),)
     return lambda: np.asarray(program(params, *inputs))
 
 
@@ -172,18 +182,13 @@ def _torch(
     threads: int,
 ) -> _Work:
     import torch
-    import transformers
 
     torch.set_num_threads(threads)
-    state = {name: torch.tensor(value) for name, value in weights.items()}
+    module = _module(network, config)
     if network == "resnet":
-        module = transformers.ResNetModel(transformers.ResNetConfig(**config))
         module = module.to(memory_format=torch.channels_last)
-    else:
-        # Without the vector that hides frames in training.
-        settings = transformers.HubertConfig(**config, mask_time_prob=0.0)
-        module = transformers.HubertModel(settings)
-    module.load_state_dict(state)
+    state = {name: torch.tensor(value) for name, value in weights.items()}
+    module.load_state_dict(state, strict=False)  # counters of batch norms are missing
     module.eval().requires_grad_(False)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
 

@@ -1,7 +1,7 @@
 """What speech networks share: they hear whole clips, brought to the rows afterwards.
 
 A clip is padded to one of a few lengths, so that a network is compiled few times;
-padding changes nothing (`wav2vec2.hidden`).
+padding changes nothing (`wav2vec2.Wav2Vec2`).
 """
 
 import functools
@@ -31,19 +31,17 @@ def make(setting: backends.Setting) -> backends.Measurer:
 
 def width(setting: backends.Setting) -> int:
     """Returns the number of features."""
-    found = setting.weights
-    return weights.width(found, found.config.get("hidden_size", 768))
+    return setting.weights.width("hidden_size", 768)
 
 
 def network(found: weights.Found, dtype: Any) -> backends.Network:
     """Reads the weights of HuBERT or Wav2Vec2, see `extract.backends`."""
     import jax  # Here: the processes that decode do without.
 
-    from extract.networks import tensor_file, wav2vec2
+    from extract.networks import tensors, wav2vec2
 
-    config = wav2vec2.Config.from_json(found.config)
-    params = jax.device_put(wav2vec2.from_tensors(tensor_file.read(found.file), config))
-    run = jax.jit(functools.partial(wav2vec2.hidden, config=config, dtype=dtype))
+    network = wav2vec2.from_json(found.config, dtype)
+    params = jax.device_put(wav2vec2.from_tensors(tensors.read(found.file), network))
 
     def inputs(pending: Mapping[str, np.ndarray]) -> Mapping[str, tuple]:
         samples = pending["samples"]
@@ -61,11 +59,7 @@ def network(found: weights.Found, dtype: Any) -> backends.Network:
 
     return backends.Network(
         inputs,
-        {
-            "sound": lambda samples, lengths: run(
-                params, samples=samples, lengths=lengths
-            )
-        },
+        {"sound": functools.partial(jax.jit(network.apply), params)},
         finish,
         rows=lambda samples, length: (
             len(samples) * round(schema.FPS) // sound.SAMPLE_RATE
@@ -76,8 +70,10 @@ def network(found: weights.Found, dtype: Any) -> backends.Network:
 def padded_length(count: int) -> int:
     """Returns the number of samples to which a clip is padded before its network."""
     seconds = count / sound.SAMPLE_RATE
-    fitting = [length for length in _SECONDS if length >= seconds]
-    whole = fitting[0] if fitting else 30 * int(np.ceil(seconds / 30))
+    whole = next(
+        (length for length in _SECONDS if length >= seconds),
+        30 * int(np.ceil(seconds / 30)),
+    )
     return whole * sound.SAMPLE_RATE
 
 

@@ -21,24 +21,19 @@ SOURCE = weights.Source(
     repository="openai/clip-vit-base-patch32",
     revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
     sha256="a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+    preparation={"do_rescale": True, "do_normalize": True},
 )
 
-make = _aligned.make
-
-
-def find(given: str | None) -> weights.Found:
-    """Finds the weights, see `extract.backends`."""
-    return weights.of_network(SOURCE, given)
+make, find = _aligned.make, SOURCE.find
 
 
 def width(setting: backends.Setting) -> int:
     """Returns the number of features."""
-    found = setting.weights
-    return weights.width(found, found.config.get("projection_dim", 512))
+    return setting.weights.width("projection_dim", 512)
 
 
 def network(found: weights.Found, dtype: Any) -> backends.Network:
     """Reads the weights, see `extract.backends`."""
     from extract.networks import clip_vision
 
-    return _aligned.network(clip_vision.load(found)[0])
+    return _aligned.network(clip_vision.load(found))

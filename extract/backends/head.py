@@ -1,8 +1,8 @@
 """Sync backend `head`: how far the sound is from the mouth, learned from one's clips.
 
-The one thing to know: the head says where mouth and sound fit best *relative to the
-clips that it was trained on*. A delay that all of them share is its zero, so train it
-on clips that are in sync for the most part; `extract.train_sync` makes the file.
+The head says where mouth and sound fit best *relative to the clips that it was trained
+on*. A delay that all of them share is its zero, so train it on clips that are in sync
+for the most part; `extract.train_sync` makes the file.
 
 A clip's lips and jaw, seen in the frame of its own head, and its log-mel spectrum are
 freed of what changes slower than a second, and two linear maps take them to where they
@@ -12,16 +12,14 @@ row is then compared with the sound at every lag. NumPy and SciPy are enough.
 
 import dataclasses
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from extract import backends, sound
-from extract.backends import correlation, logmel
-from extract.networks import weights
+from extract.backends import _sync, correlation, logmel
+from extract.networks import tensors, weights
 from tqa_jax import output, schema
 
 MODALITY = "sync"
@@ -33,16 +31,10 @@ DESCRIPTION = (
     "out, its lag in frames (positive: audio late) and 1 where there was anything to "
     "compare"
 )
-MAX_LAG = correlation.MAX_LAG
 WINDOW = 101  # rows
 
 _KIND = "tqa_jax sync head"
 _SLOW = 1.0  # seconds: standard deviation of the moving average that is taken out
-_MIN_ROWS = 20
-_MIN_SHARE = 0.5  # of the window's rows that a lag must leave
-_MIN_OPENING = 0.003  # spread of the lips' opening, in face heights: noise is less
-_MIN_LOUDNESS = 2.0  # spread of loudness within the window, dB
-_SPEECH = -55.0  # dB that the loudest row of the window must reach
 # Mesh points. The skull does not move with the mouth: eyes, nose, temples, forehead.
 _SKULL = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 98, 327, 10, 127, 356, 234, 454)
 # Lips (outer, inner) and jaw: points with their mirror images, then the midline.
@@ -98,8 +90,7 @@ def find(given: str | None) -> weights.Found:
             "`python -m extract.train_sync` makes one of your own clips"
         )
     load(given)
-    path = pathlib.Path(given)
-    return weights.Found(path, {}, {}, weights.sha256(path), origin="")
+    return weights.Found(pathlib.Path(given), {}, {}, weights.sha256(given), origin="")
 
 
 def make(setting: backends.Setting) -> backends.Measurer:
@@ -129,38 +120,24 @@ def features(
         head: from `load`.
 
     Returns:
-        `FEATURES` and the mask. The mask is False in rows without a face, and where
-        half of the window or more lacks face or sound. Where there is a face but
-        nothing to compare (no speech, a still mouth, a clip below 0.8 s) the row is
-        present and all of its four values are 0.
+        `FEATURES` and the mask, see `_sync.best_lags`.
     """
     num_rows = len(points)
     seen = (mouth(points, aspect) - head.mouth_mean) @ head.mouth_map
     heard = (speech(samples, present, num_rows) - head.sound_mean) @ head.sound_map
-    window = min(WINDOW, num_rows)
-    starts = np.clip(np.arange(num_rows) - window // 2, 0, num_rows - window)
-    face = np.isfinite(seen[:, 0])
-    usable = face & np.isfinite(heard[:, 0])
-    mask = face & (correlation.window_sums(usable, starts, window) > 0.5 * window)
-    result = np.zeros((num_rows, len(FEATURES)), np.float32)
-    if window >= _MIN_ROWS:
-        level = correlation.loudness(samples, present, num_rows)
-        inner, _ = correlation.openings(points, aspect)
-        found = scores(seen, heard, starts, window)
-        valid = mask & np.isfinite(found).any(axis=-1)
-        valid &= _spread(inner, starts, window) >= _MIN_OPENING
-        valid &= _spread(level, starts, window) >= _MIN_LOUDNESS
-        rows = starts[:, None] + np.arange(window)
-        valid &= np.nan_to_num(level, nan=-np.inf)[rows].max(axis=-1) >= _SPEECH
-        if valid.any():
-            found = found[valid]
-            best = np.nanargmax(found, axis=-1)
-            peak = found[np.arange(len(found)), best]
-            stands_out = peak - np.nanmedian(found, axis=-1)
-            lag = best - MAX_LAG
-            result[valid] = np.stack([peak, stands_out, lag, np.ones_like(peak)], -1)
-    result[~mask] = np.nan
-    return result, mask
+    level = correlation.loudness(samples, present, num_rows)
+    starts, window = _sync.windows(num_rows, WINDOW, np.arange(num_rows))
+    rows = starts[:, None] + np.arange(window)
+    return _sync.best_lags(
+        lambda: _sync.correlate(seen, heard, starts, window),
+        starts,
+        window,
+        face=np.isfinite(seen[:, 0]),
+        heard=np.isfinite(heard[:, 0]),
+        opening=correlation.openings(points, aspect)[0],
+        level=level,
+        loudest=np.nan_to_num(level, nan=-np.inf)[rows].max(axis=-1),
+    )
 
 
 def mouth(
@@ -218,45 +195,6 @@ def speech(
     return result
 
 
-def scores(
-    seen: Float[np.ndarray, "T C"],
-    heard: Float[np.ndarray, "T C"],
-    starts: Int[np.ndarray, " W"],
-    window: int,
-) -> Float[np.ndarray, "W 31"]:
-    """Correlates mouth and sound in each window, for lags -15 to 15 of the sound.
-
-    Args:
-        seen: the mouth through the head; NaN where unknown.
-        heard: the sound through the head.
-        starts: first row of each window.
-        window: rows in a window.
-
-    Returns:
-        -1 to 1, shrunk where the lag leaves few pairs; NaN where it leaves less than
-        half of the window.
-    """
-    num_rows = len(seen)
-    result = np.full((len(starts), 2 * MAX_LAG + 1), np.nan)
-    for column, lag in enumerate(range(-MAX_LAG, MAX_LAG + 1)):
-        if abs(lag) >= num_rows:
-            continue
-        shifted = np.full_like(heard, np.nan)
-        inside = slice(max(0, -lag), num_rows - max(0, lag))
-        shifted[inside] = heard[max(0, lag) : num_rows - max(0, -lag)]
-        both = np.isfinite(seen[:, 0]) & np.isfinite(shifted[:, 0])
-        a = np.where(both[:, None], seen, 0.0)
-        b = np.where(both[:, None], shifted, 0.0)
-        product, square_a, square_b, count = (
-            correlation.window_sums(values, starts, window)
-            for values in ((a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1), both)
-        )
-        enough = count >= max(_MIN_SHARE * window, _MIN_ROWS / 2)
-        fit = product / np.sqrt(np.maximum(square_a * square_b, 1e-20))
-        result[enough, column] = (fit * np.sqrt(count / window))[enough]
-    return result
-
-
 def save(path: str | pathlib.Path, head: Head) -> None:
     """Writes a head; equal heads give equal bytes.
 
@@ -275,42 +213,31 @@ def load(path: str | pathlib.Path) -> Head:
         schema.InputError: there is none, or it is not one of this version.
     """
     advice = "`python -m extract.train_sync` makes one"
-    names = [field.name for field in dataclasses.fields(Head)]
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise schema.InputError(f"no sync head at {path}; {advice}")
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            kind, version = str(file["kind"]), str(file["version"])
-            arrays = {name: file[name] for name in names if name in file}
-    except FileNotFoundError as error:
-        raise schema.InputError(f"no sync head at {path}; {advice}") from error
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
-        *(IndexError, zipfile.BadZipFile, zlib.error),
-    ) as error:
+        arrays = output.read_arrays(path)
+    except schema.InputError as error:
         raise schema.InputError(
             f"{path} is not a sync head or is damaged; {advice}"
         ) from error
+    kind, version = (str(arrays.pop(name, "")) for name in ("kind", "version"))
     if (kind, version) != (_KIND, VERSION):
         raise schema.InputError(
             f"{path} is {kind!r} of version {version!r}; expected {_KIND!r} of version "
             f"{VERSION!r}: {advice}"
         )
-    size = arrays.get("mouth_map", np.zeros(0)).shape[-1]
-    shapes = ((MOUTH_WIDTH,), (MOUTH_WIDTH, size), (SOUND_WIDTH,), (SOUND_WIDTH, size))
-    for name, shape in zip(names, (*shapes, (), ()), strict=True):
-        found = arrays.get(name)
-        if (
-            found is None
-            or found.shape != shape
-            or found.dtype.kind not in "fi"
-            or not np.isfinite(found).all()
-        ):
-            raise schema.InputError(
-                f"{path}: {name} is damaged; expected finite numbers of shape {shape}: "
-                f"{advice}"
-            )
-    maps = {name: arrays[name].astype(np.float64) for name in names[:4]}
-    seconds = float(arrays["seconds"])
-    return Head(**maps, num_clips=int(arrays["num_clips"]), seconds=seconds)
+    take = tensors.Tensors(arrays, f"sync head's {path}")
+    components = arrays.get("mouth_map", np.zeros(0)).shape[-1]
+    return Head(
+        take("mouth_mean", MOUTH_WIDTH),
+        take("mouth_map", MOUTH_WIDTH, components),
+        take("sound_mean", SOUND_WIDTH),
+        take("sound_map", SOUND_WIDTH, components),
+        int(take("num_clips")),
+        float(take("seconds")),
+    )
 
 
 def _placed(points: Float[np.ndarray, "T P 3"]) -> Float[np.ndarray, "T P 3"]:
@@ -352,14 +279,3 @@ def _beside(values: np.ndarray, at: np.ndarray, steps: tuple[int, ...]) -> np.nd
     """Joins what lies so many steps beside each place; ends are repeated."""
     near = [values[np.clip(at + step, 0, len(values) - 1)] for step in steps]
     return np.concatenate(near, axis=-1)
-
-
-def _spread(values: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
-    """Returns the standard deviation of the known values in each window."""
-    values = values[starts[:, None] + np.arange(window)]
-    known = np.isfinite(values)
-    count = np.maximum(known.sum(axis=-1), 1)
-    values = np.where(known, values, 0.0)
-    mean = values.sum(axis=-1) / count
-    square = np.where(known, values - mean[:, None], 0.0) ** 2
-    return np.sqrt(square.sum(axis=-1) / count)

@@ -14,13 +14,9 @@ SOURCE = weights.Source(
     repository="facebook/hubert-base-ls960",
     revision="dba3bb02fda4248b6e082697eee756de8fe8aa8a",
     sha256="062249fffb353eab67547a2fbc129f7c31a2f459faf641b19e8fb007cc5c48ad",
+    kind="hubert",
+    preparation=_speech.PREPARATION,
 )
 
+find = SOURCE.find
 make, width, network = _speech.make, _speech.width, _speech.network
-
-
-def find(given: str | None) -> weights.Found:
-    """Finds the weights, see `extract.backends`."""
-    return weights.of_network(
-        SOURCE, given, kind="hubert", preparation=_speech.PREPARATION
-    )

@@ -19,40 +19,27 @@ SOURCE = weights.Source(
     instead="--visual=nss",
     repository="microsoft/resnet-101",
     revision="5b977138c80713ccee33a115e91899aea7a2f9a6",
+    kind="resnet",
+    preparation={
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    },
 )
 
-make = _aligned.make
-
-
-def find(given: str | None) -> weights.Found:
-    """Finds the weights, see `extract.backends`."""
-    return weights.of_network(
-        SOURCE,
-        given,
-        kind="resnet",
-        preparation={
-            "image_mean": [0.485, 0.456, 0.406],
-            "image_std": [0.229, 0.224, 0.225],
-        },
-    )
+make, find = _aligned.make, SOURCE.find
 
 
 def width(setting: backends.Setting) -> int:
     """Returns the number of features."""
-    found = setting.weights
-    sizes = found.config.get("hidden_sizes")
-    return weights.width(
-        found, sizes[-1] if isinstance(sizes, list) and sizes else sizes
-    )
+    return setting.weights.width("hidden_sizes", 2048)
 
 
 def network(found: weights.Found, dtype: Any) -> backends.Network:
     """Reads the weights, see `extract.backends`."""
     import jax  # Here: the processes that decode do without.
 
-    from extract.networks import resnet, tensor_file
+    from extract.networks import resnet, tensors
 
-    config = resnet.Config.from_json(found.config)
-    params = jax.device_put(resnet.from_tensors(tensor_file.read(found.file), config))
-    run = jax.jit(functools.partial(resnet.features, config=config, dtype=dtype))
-    return _aligned.network(lambda pixels: run(params, pixels=pixels))
+    network = resnet.from_json(found.config, dtype)
+    params = jax.device_put(resnet.from_tensors(tensors.read(found.file), network))
+    return _aligned.network(functools.partial(jax.jit(network.apply), params))

@@ -13,13 +13,9 @@ SOURCE = weights.Source(
     repository="facebook/wav2vec2-base-960h",
     revision="22aad52d435eb6dbaf354bdad9b0da84ce7d6156",
     sha256="8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a",
+    kind="wav2vec2",
+    preparation=_speech.PREPARATION,
 )
 
+find = SOURCE.find
 make, width, network = _speech.make, _speech.width, _speech.network
-
-
-def find(given: str | None) -> weights.Found:
-    """Finds the weights, see `extract.backends`."""
-    return weights.of_network(
-        SOURCE, given, kind="wav2vec2", preparation=_speech.PREPARATION
-    )

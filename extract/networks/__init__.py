@@ -1,5 +1,5 @@
 """Pretrained networks as Flax modules, with the weights of the usual checkpoints.
 
-The one thing to know: every network is a pure function of its parameters, is compiled
-by whoever calls it, and equals its PyTorch reference on the same weights.
+Every network is a pure function of its parameters, is compiled by whoever calls it, and
+equals its PyTorch reference on the same weights.
 """

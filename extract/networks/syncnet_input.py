@@ -1,15 +1,15 @@
 """What SyncNet sees and hears: face crops and cepstra, in windows of five rows.
 
-The one thing to know: window `t` is the pictures of rows t to t+4 and the sound of the
-same 0.2 s, and everything is as in the public code of SyncNet, whose network knows
-nothing else: square crops of 224x224 in which the face lies high, and 20 steps of 13
-MFCCs of 16-bit sound.
+Window `t` is the pictures of rows t to t+4 and the sound of the same 0.2 s, and
+everything is as in the public code of SyncNet, whose network knows nothing else: square
+crops of 224x224 in which the face lies high, and 20 steps of 13 MFCCs of 16-bit sound.
 
 We differ in two things: the face's box is that of MediaPipe's mesh, and crops are not
 compressed to a video before they are measured.
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,17 +57,16 @@ class Cropper:
 
     def __init__(self) -> None:
         """Starts a clip."""
-        self._waiting: list[np.ndarray | None] = []  # pictures of rows not yet cut
-        self._boxes: list[np.ndarray | None] = []  # centre and half side, of all rows
-        self._shots: list[int] = []
+        # Of each row: picture (of rows not yet cut), box and number of the shot.
+        self._rows: list[tuple[Any, np.ndarray | None, int]] = []
         self._edges: np.ndarray | None = None  # of the last face, pixels
-        self._next = 0
+        self._next = self._shot = 0
 
     def push(
         self,
         pixels: UInt8[np.ndarray, "H W 3"],
         points: Float[np.ndarray, "478 3"] | None,
-    ) -> list[UInt8[np.ndarray, "224 224 3"] | None]:
+    ) -> list[UInt8[np.ndarray, "224 224 3"]]:
         """Takes the next row and returns the crops that are now finished.
 
         Args:
@@ -75,45 +74,35 @@ class Cropper:
             points: landmarks in picture widths and heights; None without a face.
 
         Returns:
-            Crops in the order of the rows, None for a row without a face.
+            Crops in the order of the rows; there is none of a row without a face.
         """
-        shot = self._shots[-1] if self._shots else 0
         box = None
         if points is not None:
             mesh = points[: landmarks.NUM_MESH, :2] * pixels.shape[1::-1]
             edges = np.array([mesh.min(axis=0), mesh.max(axis=0)], float)
             if self._edges is not None and _overlap(edges, self._edges) < _MIN_OVERLAP:
-                shot += 1
+                self._shot += 1
             self._edges = edges
             half = max((edges[1] - edges[0]).max() / 2, 1.0)
-            box = np.array([*edges.mean(axis=0), half])
-        self._waiting.append(None if box is None else pixels)
-        self._boxes.append(box)
-        self._shots.append(shot)
-        return self._cut(len(self._boxes) - _MEDIAN // 2)
+            box = np.array([*edges.mean(axis=0), half])  # centre and half side
+        self._rows.append((pixels, box, self._shot))
+        return self._cut(len(self._rows) - _MEDIAN // 2)
 
-    def finish(self) -> list[UInt8[np.ndarray, "224 224 3"] | None]:
+    def finish(self) -> list[UInt8[np.ndarray, "224 224 3"]]:
         """Returns the crops of the last rows."""
-        return self._cut(len(self._boxes))
+        return self._cut(len(self._rows))
 
-    def _cut(self, end: int) -> list[np.ndarray | None]:
+    def _cut(self, end: int) -> list[np.ndarray]:
         """Cuts the rows before `end` that have not been cut."""
         done = []
-        while self._next < end:
-            row, pixels = self._next, self._waiting.pop(0)
-            self._next += 1
-            if pixels is None:
-                done.append(None)
-                continue
-            near = range(max(0, row - _MEDIAN // 2), row + _MEDIAN // 2 + 1)
-            boxes = [
-                self._boxes[other]
-                for other in near
-                if other < len(self._boxes)
-                and self._boxes[other] is not None
-                and self._shots[other] == self._shots[row]
-            ]
-            done.append(_crop(pixels, *np.median(boxes, axis=0)))
+        for row in range(self._next, end):
+            pixels, box, shot = self._rows[row]
+            self._rows[row] = None, box, shot
+            near = self._rows[max(0, row - _MEDIAN // 2) : row + _MEDIAN // 2 + 1]
+            boxes = [b for _, b, other in near if b is not None and other == shot]
+            if box is not None:
+                done.append(_crop(pixels, *np.median(boxes, axis=0)))
+        self._next = max(self._next, end)
         return done
 
 

@@ -1,11 +1,10 @@
 """HuBERT base (Hsu et al. 2021) and Wav2Vec2 base (Baevski et al. 2020), one network.
 
-The one thing to know: a row of a batch is what the clip alone gives. Samples beyond a
-clip's length reach neither the statistics of the group norm, nor the positional
-convolution, nor attention, whatever they hold.
+A row of a batch is what the clip alone gives. Samples beyond a clip's length reach
+neither the statistics of the group norm, nor the positional convolution, nor attention,
+whatever they hold.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +14,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from extract.networks import tensor_file, wav2vec2_layers
+from extract.networks import tensors, wav2vec2_layers
 from tqa_jax import schema
+from tqa_jax.models import layers
 
 SAMPLE_RATE = 16_000
 
-_KERNELS = wav2vec2_layers.KERNELS
 _PREFIXES = ("hubert.", "wav2vec2.")
 _CONVOLUTIONS = "feature_extractor.conv_layers"
 _POSITIONS = "encoder.pos_conv_embed.conv"
@@ -30,15 +29,9 @@ _RENAMED = {
 }
 # Of training: the masking vector, quantiser, projections and classifiers.
 _IGNORED = (
-    "masked_spec_embed",
-    "quantizer.",
-    "project_hid.",
-    "project_q.",
-    "lm_head.",
-    "projector.",
-    "classifier.",
+    *("masked_spec_embed", "quantizer.", "project_hid.", "project_q.", "lm_head."),
+    *("projector.", "classifier."),
 )
-# What `config.json` must say, where it says anything, for the network to be this one.
 _FIXED = {
     "model_type": ("hubert", "wav2vec2"),
     "feat_extract_norm": ("group",),
@@ -46,82 +39,13 @@ _FIXED = {
     "feat_proj_layer_norm": (True,),
     "conv_pos_batch_norm": (False,),
     "conv_bias": (False,),
-    "conv_kernel": (list(_KERNELS),),
+    "conv_kernel": (list(wav2vec2_layers.KERNELS),),
     "conv_stride": (list(wav2vec2_layers.STRIDES),),
     "hidden_act": ("gelu",),
     "feat_extract_activation": ("gelu",),
     "add_adapter": (False,),
     "adapter_attn_dim": (None,),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes of a network, named as the hub does; the defaults are those of `base`.
-
-    Attributes:
-        conv_dim: channels of the seven convolutions.
-        hidden_size: width of the transformer.
-        num_hidden_layers: of the transformer.
-        num_attention_heads: of each layer.
-        intermediate_size: width of the feed-forward parts.
-        num_conv_pos_embeddings: frames that the positional convolution sees.
-        num_conv_pos_embedding_groups: of the positional convolution.
-        layer_norm_eps: of all layer norms.
-    """
-
-    conv_dim: tuple[int, ...] = (512,) * 7
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    num_conv_pos_embeddings: int = 128
-    num_conv_pos_embedding_groups: int = 16
-    layer_norm_eps: float = 1e-5
-
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        return self.hidden_size
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "Config":
-        """Reads the hub's `config.json`; what it does not say is as in `base`.
-
-        Raises:
-            schema.InputError: for another network, and for sizes that cannot be.
-        """
-        for key, valid in _FIXED.items():
-            if found.get(key, valid[0]) not in valid:
-                raise schema.InputError(
-                    f"config.json is of another network: {key} is {found[key]!r}; "
-                    f"expected {' or '.join(map(repr, valid))} (HuBERT base or "
-                    "Wav2Vec2 base)"
-                )
-        sizes = {f.name: f.default for f in dataclasses.fields(cls)}
-        sizes = {key: found.get(key, default) for key, default in sizes.items()}
-        epsilon = sizes.pop("layer_norm_eps")
-        channels = sizes.pop("conv_dim")
-        if not isinstance(channels, list | tuple) or len(channels) != len(_KERNELS):
-            raise schema.InputError(
-                f"config.json has conv_dim {channels!r}; expected {len(_KERNELS)} sizes"
-            )
-        for key, size in [*(("conv_dim", size) for size in channels), *sizes.items()]:
-            if type(size) is not int or size < 1:
-                raise schema.InputError(
-                    f"config.json has {key} {size!r}; expected a size"
-                )
-        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-            raise schema.InputError(
-                f"config.json has layer_norm_eps {epsilon!r}; expected a small number"
-            )
-        for key in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if sizes["hidden_size"] % sizes[key]:
-                raise schema.InputError(
-                    f"config.json has hidden_size {sizes['hidden_size']}; expected a "
-                    f"multiple of {key}, {sizes[key]}"
-                )
-        return cls(conv_dim=tuple(channels), layer_norm_eps=epsilon, **sizes)
 
 
 def num_frames(num_samples: int) -> int:
@@ -141,111 +65,179 @@ def prepare(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's tensors, without prefix.
+class Wav2Vec2(nn.Module):
+    """The network, from samples to the last hidden state; the defaults are `base`'s.
 
-    The kernel of the positional convolution has the names that older versions of
-    PyTorch give it.
+    Attributes:
+        conv_dim: channels of the seven convolutions.
+        hidden_size: width of the transformer.
+        num_hidden_layers: of the transformer.
+        num_attention_heads: of each layer.
+        intermediate_size: width of the feed-forward parts.
+        num_conv_pos_embeddings: frames that the positional convolution sees.
+        num_conv_pos_embedding_groups: of the positional convolution.
+        layer_norm_eps: of all layer norms.
+        dtype: of activations; statistics, softmax and the result are float32.
     """
-    width, inner = config.hidden_size, config.intermediate_size
-    result = {}
 
-    def linear(name: str, outputs: int, inputs: int) -> None:
-        result[f"{name}.weight"] = (outputs, inputs)
-        result[f"{name}.bias"] = (outputs,)
+    conv_dim: tuple[int, ...] = (512,) * 7
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    layer_norm_eps: float = 1e-5
+    dtype: Any = jnp.float32
 
-    def norm(name: str, size: int) -> None:
-        result[f"{name}.weight"] = result[f"{name}.bias"] = (size,)
+    # Accelerators round float32 products to fewer digits unless told otherwise.
+    @jax.default_matmul_precision("float32")
+    @nn.compact
+    def __call__(
+        self, samples: Float[Array, "B N"], lengths: Int[Array, " B"]
+    ) -> Float[Array, "B F D"]:
+        """Returns the last hidden state at 50 Hz, see `frame_seconds`.
 
-    inputs = (1, *config.conv_dim)
-    for index, (channels, size) in enumerate(
-        zip(config.conv_dim, _KERNELS, strict=True)
-    ):
-        name = f"{_CONVOLUTIONS}.{index}.conv.weight"
-        result[name] = (channels, inputs[index], size)
-    norm(f"{_CONVOLUTIONS}.0.layer_norm", config.conv_dim[0])
-    norm("feature_projection.layer_norm", config.conv_dim[-1])
-    linear("feature_projection.projection", width, config.conv_dim[-1])
-    taps, groups = config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
-    result[f"{_POSITIONS}.weight_g"] = (1, 1, taps)
-    result[f"{_POSITIONS}.weight_v"] = (width, width // groups, taps)
-    result[f"{_POSITIONS}.bias"] = (width,)
-    norm("encoder.layer_norm", width)
-    for index in range(config.num_hidden_layers):
-        name = f"encoder.layers.{index}"
-        for part in ("q", "k", "v", "out"):
-            linear(f"{name}.attention.{part}_proj", width, width)
-        norm(f"{name}.layer_norm", width)
-        linear(f"{name}.feed_forward.intermediate_dense", inner, width)
-        linear(f"{name}.feed_forward.output_dense", width, inner)
-        norm(f"{name}.final_layer_norm", width)
-    return result
+        Args:
+            samples: clips at 16 kHz after `prepare`, each followed by anything, with
+                room for a frame, 400 samples.
+            lengths: samples of each clip.
+
+        Returns:
+            `num_frames(N)` rows a clip; those beyond `num_frames(length)` are 0.
+        """
+        dtype = self.dtype
+
+        def norm(name: str) -> nn.LayerNorm:
+            return wav2vec2_layers.norm(name, self.layer_norm_eps, dtype)
+
+        last = (lengths - wav2vec2_layers.FIELD) // wav2vec2_layers.HOP
+        keep = jnp.arange(num_frames(samples.shape[-1])) <= last[:, None]  # (B, F)
+        x = wav2vec2_layers.Convolutions(self.conv_dim, dtype, name="convolutions")(
+            samples.astype(jnp.float32), lengths
+        )
+        x = nn.Dense(self.hidden_size, dtype=dtype, name="projection")(
+            norm("projection_norm")(x)
+        )
+        x = jnp.where(keep[..., None], x, 0)
+        taps = self.num_conv_pos_embeddings
+        positions = nn.Conv(
+            self.hidden_size,
+            taps,
+            padding=[(taps // 2, taps - 1 - taps // 2)],
+            feature_group_count=self.num_conv_pos_embedding_groups,
+            dtype=dtype,
+            name="positions",
+        )
+        x = norm("norm")(x + layers.gelu(positions(x)))
+        for index in range(self.num_hidden_layers):
+            x = wav2vec2_layers.Layer(
+                self.num_attention_heads,
+                self.intermediate_size,
+                self.layer_norm_eps,
+                dtype,
+                name=f"layer_{index}",
+            )(x, keep)
+        return jnp.where(keep[..., None], x, 0).astype(jnp.float32)
 
 
-def from_tensors(tensors: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
+def from_json(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Wav2Vec2:
+    """Makes the network that the hub's `config.json` describes.
+
+    Raises:
+        schema.InputError: for another network, and for sizes that cannot be.
+    """
+    network = tensors.sizes(Wav2Vec2, config, _FIXED)(dtype=dtype)
+    if network.hidden_size % network.num_attention_heads:
+        raise schema.InputError(
+            f"network.json has hidden_size {network.hidden_size}; expected a multiple "
+            f"of num_attention_heads, {network.num_attention_heads}"
+        )
+    return network
+
+
+def from_tensors(
+    checkpoint: Mapping[str, np.ndarray], network: Wav2Vec2
+) -> dict[str, Any]:
     """Turns a checkpoint's tensors into parameters.
 
     Args:
-        tensors: by the hub's names, with the prefix `hubert.` or `wav2vec2.` or
-            without one; what only training needs is ignored.
-        config: sizes of the network.
+        checkpoint: tensors by the hub's names, with the prefix `hubert.` or `wav2vec2.`
+            or without one, and with either of PyTorch's names for the kernel of the
+            positional convolution; what only training needs is ignored.
+        network: that they are for.
 
     Returns:
-        Parameters for `hidden`, float32.
+        Parameters of the network, float32.
 
     Raises:
         schema.InputError: for the first tensor that is missing, of another shape, not
             finite, or unknown.
     """
-    given = {}
-    for name, value in tensors.items():
+    found = {}
+    for name, value in checkpoint.items():
         for prefix in _PREFIXES:
             name = name.removeprefix(prefix)
         if not name.startswith(_IGNORED):
-            given[_RENAMED.get(name, name)] = value
-    tensor_file.check(given, shapes(config), "speech")
-    given = {name: np.asarray(value, np.float32) for name, value in given.items()}
+            found[_RENAMED.get(name, name)] = value
+    take = tensors.Tensors(found, "speech")
 
-    def linear(*names: str) -> dict[str, np.ndarray]:
-        kernels = [given[f"{name}.weight"].T for name in names]
-        biases = [given[f"{name}.bias"] for name in names]
+    def linear(inputs: int, outputs: int, *names: str) -> dict[str, np.ndarray]:
+        kernels = [take(f"{name}.weight", outputs, inputs).T for name in names]
+        biases = [take(f"{name}.bias", outputs) for name in names]
         return {
             "kernel": np.concatenate(kernels, axis=-1),
             "bias": np.concatenate(biases),
         }
 
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": given[f"{name}.weight"], "bias": given[f"{name}.bias"]}
-
-    params = {
-        "convolutions": {
-            f"kernel_{index}": np.concatenate(
-                list(given[f"{_CONVOLUTIONS}.{index}.conv.weight"].transpose(2, 1, 0))
-            )  # (O, I, taps) -> (taps I, O)
-            for index in range(len(_KERNELS))
+    def norm(name: str, size: int) -> dict[str, np.ndarray]:
+        return {
+            "scale": take(f"{name}.weight", size),
+            "bias": take(f"{name}.bias", size),
         }
-        | norm(f"{_CONVOLUTIONS}.0.layer_norm"),
-        "projection_norm": norm("feature_projection.layer_norm"),
-        "projection": linear("feature_projection.projection"),
+
+    width, inner = network.hidden_size, network.intermediate_size
+    inputs, convolutions = 1, {}
+    for index, (channels, taps) in enumerate(
+        zip(network.conv_dim, wav2vec2_layers.KERNELS, strict=True)
+    ):
+        kernel = take(f"{_CONVOLUTIONS}.{index}.conv.weight", channels, inputs, taps)
+        # (O, I, taps) -> (taps I, O)
+        kernel = kernel.transpose(2, 1, 0).reshape(-1, channels)
+        convolutions[f"kernel_{index}"] = kernel
+        inputs = channels
+    taps, groups = (
+        network.num_conv_pos_embeddings,
+        network.num_conv_pos_embedding_groups,
+    )
+    params = {
+        "convolutions": convolutions
+        | norm(f"{_CONVOLUTIONS}.0.layer_norm", network.conv_dim[0]),
+        "projection_norm": norm("feature_projection.layer_norm", inputs),
+        "projection": linear(inputs, width, "feature_projection.projection"),
         "positions": {
             "kernel": _positional_kernel(
-                given[f"{_POSITIONS}.weight_g"], given[f"{_POSITIONS}.weight_v"]
+                take(f"{_POSITIONS}.weight_g", 1, 1, taps),
+                take(f"{_POSITIONS}.weight_v", width, width // groups, taps),
             ),
-            "bias": given[f"{_POSITIONS}.bias"],
+            "bias": take(f"{_POSITIONS}.bias", width),
         },
-        "norm": norm("encoder.layer_norm"),
+        "norm": norm("encoder.layer_norm", width),
     }
-    for index in range(config.num_hidden_layers):
+    for index in range(network.num_hidden_layers):
         name = f"encoder.layers.{index}"
         attention, feed = f"{name}.attention", f"{name}.feed_forward"
         params[f"layer_{index}"] = {
-            "inputs": linear(*(f"{attention}.{part}_proj" for part in "qkv")),
-            "out": linear(f"{attention}.out_proj"),
-            "norm_0": norm(f"{name}.layer_norm"),
-            "expand": linear(f"{feed}.intermediate_dense"),
-            "contract": linear(f"{feed}.output_dense"),
-            "norm_1": norm(f"{name}.final_layer_norm"),
+            "inputs": linear(
+                width, width, *(f"{attention}.{part}_proj" for part in "qkv")
+            ),
+            "out": linear(width, width, f"{attention}.out_proj"),
+            "norm_0": norm(f"{name}.layer_norm", width),
+            "expand": linear(width, inner, f"{feed}.intermediate_dense"),
+            "contract": linear(inner, width, f"{feed}.output_dense"),
+            "norm_1": norm(f"{name}.final_layer_norm", width),
         }
+    take.finish()
     return {"params": params}
 
 
@@ -253,79 +245,3 @@ def _positional_kernel(length: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Multiplies weight normalisation out: (O, I, taps) -> (taps, I, O)."""
     norm = np.sqrt(np.square(direction, dtype=np.float64).sum((0, 1), keepdims=True))
     return (length * direction / norm).transpose(2, 1, 0).astype(np.float32)
-
-
-def hidden(
-    params: Mapping[str, Any],
-    config: Config,
-    samples: Float[Array, "B N"],
-    lengths: Int[Array, " B"],
-    *,
-    dtype: Any = jnp.float32,
-) -> Float[Array, "B F D"]:
-    """Returns the last hidden state at 50 Hz, see `frame_seconds`.
-
-    Args:
-        params: from `from_tensors`.
-        config: sizes of the network.
-        samples: clips at 16 kHz after `prepare`, each followed by anything.
-        lengths: samples of each clip.
-        dtype: of activations; statistics, softmax and the result are float32.
-
-    Returns:
-        `num_frames(N)` rows a clip; those beyond `num_frames(length)` are 0.
-
-    Raises:
-        ValueError: when no frame has room.
-    """
-    if not num_frames(samples.shape[-1]):
-        raise ValueError(
-            f"clips have room for {samples.shape[-1]} samples; expected "
-            f"{wav2vec2_layers.FIELD} or more"
-        )
-    # Accelerators round float32 products to fewer digits unless told otherwise.
-    with jax.default_matmul_precision("float32"):
-        return Wav2Vec2(config, dtype).apply(params, samples, lengths)
-
-
-class Wav2Vec2(nn.Module):
-    """The network, from samples to the last hidden state; see `hidden`."""
-
-    config: Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, samples: Float[Array, "B N"], lengths: Int[Array, " B"]
-    ) -> Float[Array, "B F D"]:
-        """Runs the network."""
-        config, dtype = self.config, self.dtype
-
-        def norm(name: str) -> nn.LayerNorm:
-            return wav2vec2_layers.norm(name, config.layer_norm_eps, dtype)
-
-        last = (lengths - wav2vec2_layers.FIELD) // wav2vec2_layers.HOP
-        keep = jnp.arange(num_frames(samples.shape[-1])) <= last[:, None]  # (B, F)
-        x = wav2vec2_layers.Convolutions(config.conv_dim, dtype, name="convolutions")(
-            samples.astype(jnp.float32), lengths
-        )
-        x = nn.Dense(config.width, dtype=dtype, name="projection")(
-            norm("projection_norm")(x)
-        )
-        x = jnp.where(keep[..., None], x, 0)
-        positions = wav2vec2_layers.Positions(
-            config.num_conv_pos_embeddings,
-            config.num_conv_pos_embedding_groups,
-            dtype,
-            name="positions",
-        )
-        x = norm("norm")(x + positions(x))
-        for index in range(config.num_hidden_layers):
-            x = wav2vec2_layers.Layer(
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.layer_norm_eps,
-                dtype,
-                name=f"layer_{index}",
-            )(x, keep)
-        return jnp.where(keep[..., None], x, 0).astype(jnp.float32)

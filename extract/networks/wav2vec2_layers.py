@@ -1,9 +1,9 @@
-"""Layers of HuBERT base and Wav2Vec2 base: convolutions, positions, transformer.
+"""Layers of HuBERT base and Wav2Vec2 base: convolutions and transformer.
 
-The one thing to know: the convolutions are matrix products here, since a kernel that
-is no longer than twice the stride sees one or two rows of `stride` samples. Long clips
-go through them in stretches and through attention in blocks of queries, so that the
-memory a clip needs grows with its length only.
+The convolutions are matrix products here, since a kernel that is no longer than twice
+the stride sees one or two rows of `stride` samples. Long clips go through them in
+stretches and through attention in blocks of queries, so that the memory a clip needs
+grows with its length only.
 """
 
 import math
@@ -125,31 +125,6 @@ def _in_stretches(
     x = jax.lax.map(part, jnp.arange(stretches))  # (S, B, F, C)
     x = x.swapaxes(0, 1).reshape(len(samples), -1, x.shape[-1])
     return x[:, :count]
-
-
-class Positions(nn.Module):
-    """Positions, relative to what is around: a long grouped convolution and GELU."""
-
-    taps: int
-    groups: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B F D"]) -> Float[Array, "B F D"]:
-        """Computes what is added to the frames."""
-        zeros, width = nn.initializers.zeros, x.shape[-1]
-        shape = (self.taps, width // self.groups, width)
-        kernel = self.param("kernel", zeros, shape)
-        bias = self.param("bias", zeros, (width,)).astype(self.dtype)
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel.astype(self.dtype),
-            (1,),
-            [(self.taps // 2, self.taps - 1 - self.taps // 2)],
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=self.groups,
-        )
-        return layers.gelu(y + bias)
 
 
 class Layer(nn.Module):
