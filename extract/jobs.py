@@ -26,7 +26,7 @@ from tqa_jax import cli, display, machine, output, schema
 
 _logger = logging.getLogger(__name__)
 
-_WORKER_BYTES = 600 << 20  # 310 MiB were measured, and 4 MB a second of crops come on top
+_WORKER_BYTES = 600 << 20  # 310 MiB were measured; crops for networks come on top
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
