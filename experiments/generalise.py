@@ -245,10 +245,8 @@ def _scores(
             for run, one in enumerate(trained[f"{way} {number}"]):
                 predictions = one.outcome.predictions
                 at = [place[clip] for clip in predictions.clips]
-                columns = [
-                    predictions.scores[t] for t in options.info.schema.task_names
-                ]
-                network[run, at] = np.array(columns).T
+                tasks = map(predictions.tasks.index, options.info.schema.task_names)
+                network[run, at] = predictions.scores[:, list(tasks)]
             rows = {
                 split: np.array([place[c] for c, s in splits.items() if s == split])
                 for split in schema.SPLITS
