@@ -30,6 +30,7 @@ def test_a_curve_keeps_its_best_and_goes_on_after_an_early_stop():
 def test_an_epoch_with_a_collapsed_task_is_no_better(tmp_path):
     config = {"config": {"seed": 0, "train": {"epochs": 1}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "results.json").write_text("{}")
     line = {"split": "validation", "loss/a": 1.0, "loss/b": 2.0}
     line |= {"srcc/a": 0.8, "ccc/a": 0.7, "srcc/b": None, "ccc/b": 0.0}
     line |= {"srcc/c": None, "ccc/c": None}  # Without labels.
