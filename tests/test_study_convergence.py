@@ -11,7 +11,7 @@ from scipy import stats
 from experiments import convergence
 from experiments.studying import trials
 from tests import small
-from tqa_jax import schema
+from tqa_jax import config_files, schema
 
 
 def curve(seed, values, epochs=6):
@@ -28,7 +28,7 @@ def test_a_curve_keeps_its_best_and_goes_on_after_an_early_stop():
 
 
 def test_an_epoch_with_a_collapsed_task_is_no_better(tmp_path):
-    config = {"config": {"seed": 0, "train": {"epochs": 1}}}
+    config = {"config": config_files.load("smoke").to_dict()}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "results.json").write_text("{}")
     line = {"split": "validation", "loss/a": 1.0, "loss/b": 2.0}
