@@ -12,6 +12,10 @@ dict of stacked arrays by split (L2, standardised). `valid` and `val` are `valid
 The source of `video_0001_00027` is `video_0001`; if a source is in two splits, as in
 the older system's own L1 files, `--folds` draws them anew.
 
+A row of zeros is padding (no modality measures exact zeros throughout), a row of NaN a
+picture without a face. In L2 zeros became some constant: there the rows at the end that
+equal each other are padding, and imputed rows cannot be found.
+
 Labels. -1.0 is the older system's mark of a missing label, exactly; it is also the
 lowest sentiment score, so that some labels are lost with it. `--score_range` says what
 the scores are, and -1 is a score where a range that is given includes it. Without it
@@ -32,8 +36,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from extract import importing
-from extract.importing import layouts, older
+from extract.backends import geometry
+from extract.importing import layouts
 from extract.networks import weights
 from tqa_jax import cli, records, schema
 
@@ -83,22 +90,60 @@ def convert(options: Options) -> list[str]:
     path, ranges = options.pickle, _ranges(options.score_range)
     file = layouts.read(path)
     standardised = file.layout == "L2"
+
+    def measured(rows: np.ndarray) -> np.ndarray:
+        """Returns True for rows that are neither padding nor without a face."""
+        mask = np.isfinite(rows).any(axis=-1)
+        if not standardised:
+            return mask & (np.nan_to_num(rows) != 0).any(axis=-1)
+        same = (rows == rows[-1:]).all(axis=-1)  # zeros that the scaling moved
+        padded = len(rows) if same.all() else int(np.argmin(same[::-1]))
+        if padded > 1:
+            mask[-padded:] = False
+        return mask
+
     notes: list[str] = []
-    samples = [s for s in file.samples if older.has_rows(s, standardised)]
+    samples = [
+        sample
+        for sample in file.samples
+        # `syncnet` has no rows of its own.
+        if any(measured(r).any() for k, r in sample.features.items() if k != "syncnet")
+    ]
     if not samples:
         raise schema.InputError(f"{path} has no clip with a measured row")
     if len(samples) < len(file.samples):
         empty = {s.clip for s in file.samples} - {s.clip for s in samples}
         notes.append(f"left out, no measured row: {', '.join(sorted(empty))}")
-    geometry = not standardised and older.is_geometry(samples)
-    of = schema.Schema(
-        older.modalities(samples, geometry, standardised),
-        _tasks(path, file.ranges, ranges),
+    units = [s.features["au"] for s in samples if "au" in s.features]
+    scaled = not standardised and all(
+        rows.shape[-1] == len(geometry.UNITS)
+        and geometry.undo_scaling(rows[measured(rows)])[1].all()
+        for rows in units
     )
-    if "action_units" in of.widths and not geometry and not standardised:
+    if units and not scaled and not standardised:
         notes.append(
             "action units are not rows over their own maximum: kept as they are"
         )
+
+    def features(sample: importing.Sample) -> dict[str, np.ndarray]:
+        """Returns rows up to the last measured one, NaN in those that were not."""
+        result = {}
+        for key, rows in sample.features.items():
+            if key != "syncnet":
+                mask = measured(rows)
+                rows = np.where(mask[:, None], rows, np.nan)
+                if key == "au" and scaled:
+                    rows, _ = geometry.undo_scaling(rows)
+                end = np.max(np.flatnonzero(mask) + 1, initial=0)
+                result[layouts.MODALITIES[key][0]] = rows[:end]
+        if "syncnet" in sample.features:
+            count = max(map(len, result.values()))
+            result["sync"] = np.tile(sample.features["syncnet"], (count, 1))
+        return result
+
+    of = schema.Schema(
+        _modalities(samples, scaled, standardised), _tasks(path, file.ranges, ranges)
+    )
     notes += _mark_missing(path, samples, of.tasks, ranges)
     if any(sample.source == sample.clip for sample in samples):
         notes.append("the file has no clip ids: every clip is taken as its own source")
@@ -111,13 +156,14 @@ def convert(options: Options) -> list[str]:
         options,
         samples,
         of,
-        lambda sample: older.features(sample, geometry, standardised),
+        features,
         kind="imported",
         tool="extract.pickles",
         file=path.name,
         sha256=weights.sha256(path),
         layout=file.layout,
-        time_axis=older.TIME_AXIS,
+        time_axis="none: rows are those of the file, at a rate that it does not say "
+        "and that differs between modalities; fps is nominal",
         padding=f"{'equal rows at the end' if standardised else 'rows of zeros'} "
         "masked; the length was not stored",
         notes=notes,
@@ -127,6 +173,26 @@ def convert(options: Options) -> list[str]:
         f"layout {file.layout}: {len(samples)} clips ({counts})",
         f"data set: {options.out}",
     ]
+
+
+def _modalities(
+    samples: Sequence[importing.Sample], scaled: bool, standardised: bool
+) -> tuple[schema.Modality, ...]:
+    """Describes the modalities that any sample has, in our order."""
+    widths = {k: r.shape[-1] for s in reversed(samples) for k, r in s.features.items()}
+    made = []
+    for key, (name, text) in layouts.MODALITIES.items():
+        backend, version = "original", "standardised" if standardised else "raw"
+        if standardised:
+            text += "; imputed and standardised with statistics of each split"
+        if key == "au" and scaled:
+            backend, version = "geometry", geometry.VERSION
+            text = geometry.DESCRIPTION + "; mesh of Face Mesh"
+        if key in widths:
+            made.append(
+                schema.Modality(name, widths[key], backend, version, description=text)
+            )
+    return tuple(made)
 
 
 def _tasks(

@@ -8,7 +8,6 @@ be used and nothing was measured or made. The same command goes on after a stop.
 """
 
 import dataclasses
-import math
 import pathlib
 import re
 import sys
@@ -16,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import tqa_jax
-from tqa_jax import cli, records, schema
+from tqa_jax import cli, records
 
 with cli.imports():
-    from extract import backends, build, clip, labels, landmarks
+    from extract import backends, build, clip, importing, labels, landmarks
     from extract.degrading import degrade_plan
 
 STOPPED = "stopped; the same command goes on"
@@ -74,7 +73,7 @@ def make(command: str, given: Options, measure: Callable[..., dict[str, str]]) -
     Returns:
         The exit status.
     """
-    low, high = _score_range(given.score_range)
+    low, high = importing.score_range(given.score_range)
     options = backends.options(
         network_dtype=given.network_dtype,
         max_seconds=given.max_seconds,
@@ -123,20 +122,6 @@ def make(command: str, given: Options, measure: Callable[..., dict[str, str]]) -
 def _shown(name: str) -> str:
     """Returns a name on one line that any terminal can print."""
     return name if name.isprintable() else repr(name)
-
-
-def _score_range(text: str) -> tuple[float, float]:
-    parts = text.split(",")
-    try:
-        low, high = (float(part) for part in parts)
-    except ValueError:
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise schema.InputError(
-            f"--score_range is {text!r}; expected two numbers, the lowest score first, "
-            "for example 1,5"
-        )
-    return low, high
 
 
 def _name(out: pathlib.Path) -> str:

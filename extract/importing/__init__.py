@@ -113,6 +113,7 @@ def score_range(text: str) -> tuple[float, float]:
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
         raise schema.InputError(
-            f"--score_range is {text!r}; expected two numbers, the lowest score first"
+            f"--score_range is {text!r}; expected two numbers, the lowest score first, "
+            "for example 1,5"
         )
     return low, high

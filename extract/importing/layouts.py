@@ -8,14 +8,23 @@ in the file, -1.0 included.
 import math
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from extract import importing
-from extract.importing import older, unpickle
+from extract.importing import unpickle
 from tqa_jax import schema
 
+MODALITIES: Mapping[str, tuple[str, str]] = {
+    "visual": ("visual", "py-feat: units, emotions, points in pixels; row per face"),
+    "audio": ("audio", "HuBERT base, last hidden state, 50 rows a second or resampled"),
+    "keypoint": ("keypoints", "468 points of MediaPipe Face Mesh, x, y, z as it gave"),
+    "au": ("action_units", "distances named after action units, each row over its max"),
+    "syncnet": ("sync", "score and offset of the whole clip, repeated on every row"),
+}
+"""The older system's name of each modality: ours, and what it is."""
 _NEW_SYNC = "lip_sync_score_new"  # replaces `lip_sync_score` in L2, if it has a mask
 _SPLITS = {name: name for name in schema.SPLITS} | dict.fromkeys(
     ("val", "valid"), "validation"
@@ -94,7 +103,7 @@ def _unstacked(columns: Any, where: str, split: str) -> list[dict[str, Any]]:
         {
             key: _array(array, where, key, (1, 2, 3))
             for key, array in _dict(columns.get(part, {}), f"{where}, {part}").items()
-            if part != "features" or key in older.MODALITIES
+            if part != "features" or key in MODALITIES
         }
         for part in ("features", "labels", "valid_masks")
     )
@@ -148,7 +157,7 @@ def _sample(item: Any, where: str, split: str, default: str | None) -> importing
     features = {
         key: _array(array, where, key, (1,) if key == "syncnet" else (2,))
         for key, array in _dict(item["features"], f"{where}, features").items()
-        if key in older.MODALITIES
+        if key in MODALITIES
     }
     given = _dict(item["labels"], f"{where}, labels")
     labels = {
