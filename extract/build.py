@@ -10,7 +10,6 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import functools
 import logging
 import math
 import pathlib
@@ -121,16 +120,15 @@ def build(
     Args:
         items: the clips, in the order in which the set holds them.
         out: the folder to make; another set that this function made is replaced.
-        tasks: the set's tasks; the items' labels are scores of them.
-        name: the set's name, letters, digits and underscores.
+        tasks: scored by the items' labels.
+        name: letters, digits and underscores.
         provenance: who made the set and how; the extractor adds its part.
         options: how clips are measured.
         features: folder where what is measured is kept; None takes `<out>.features`.
-        num_workers: processes; None takes as many as cores and memory allow.
-        dtype: how features are stored, `float16` or `float32`.
-        timeout_seconds: a clip that takes longer is rejected; None takes one minute
-            and five times `options.max_seconds`.
-        device_batch: rows that a network sees at once; None takes its default.
+        num_workers: see `measure.measured`.
+        dtype: how features are stored, of `records.DTYPES`.
+        timeout_seconds: see `measure.measured`.
+        device_batch: see `measure.measured`.
         run: measures, as `local` does.
 
     Returns:
@@ -144,12 +142,17 @@ def build(
     out = pathlib.Path(out).absolute()
     model = clips.check(options)
     of = schema.Schema(modalities=backends.describe(options), tasks=tuple(tasks))
-    _check_items(items, of, name, dtype)
+    _check_items(items, name)
     for setting in options.settings:
         if hasattr(setting.module, "file"):
             _check_files(items, setting)
     keys = {item.clip: measure.fingerprint(item.path, options) for item in items}
-    request = _request(items, keys, of, name, dtype)
+    listed = [
+        (keys[i.clip].clip, i.clip, i.source, i.split, dict(i.labels), i.absent)
+        for i in items
+    ]
+    # Of everything that the content of the set depends on.
+    request = measure.digest([listed, of.to_json(), name, dtype])
     if there := _there(out, request):
         return there
     landmarks.check_library(model)
@@ -158,20 +161,30 @@ def build(
     with _writing(out):
         store.folder.mkdir(parents=True, exist_ok=True)
     with output.lock(store.folder / ".lock"):
-        rejected = _measure(
-            items,
-            keys,
+        reasons: dict[str, str] = {}  # by digest: clips may have the same content
+        work, wanted = {}, {}
+        for item in items:
+            key = keys[item.clip]
+            if (reason := store.reason(key)) is not None:
+                reasons[key.clip] = reason
+            elif missing := store.missing(key, options.max_seconds):
+                work[key.clip] = measure.Job(item.path, tuple(missing))
+                wanted[key.clip] = key
+        reasons |= run(
+            work,
             store,
-            functools.partial(
-                run,
-                options=options,
-                tally=tally,
-                num_workers=num_workers,
-                timeout_seconds=timeout_seconds,
-                device_batch=device_batch,
-            ),
-            options.max_seconds,
+            wanted,
+            options=options,
+            tally=tally,
+            num_workers=num_workers,
+            timeout_seconds=timeout_seconds,
+            device_batch=device_batch,
         )
+        rejected = {
+            item.clip: reasons[keys[item.clip].clip]
+            for item in items
+            if keys[item.clip].clip in reasons
+        }
         usable = [item for item in items if item.clip not in rejected]
         _check_usable(usable, rejected)
         notes: list[tuple[str, str]] = []
@@ -201,71 +214,14 @@ def build(
     return Summary(info, tuple(rejected.items()), tuple(notes), tally)
 
 
-def _measure(
-    items: Sequence[Item],
-    keys: Mapping[str, measure.Fingerprint],
-    store: measure.Store,
-    run: Callable[..., dict[str, str]],
-    max_seconds: float,
-) -> dict[str, str]:
-    """Measures what is missing; returns reasons of useless clips by name."""
-    reasons: dict[str, str] = {}  # by digest: clips may have the same content
-    work, of = {}, {}
-    for item in items:
-        key = keys[item.clip]
-        if (reason := store.reason(key)) is not None:
-            reasons[key.clip] = reason
-        elif missing := store.missing(key, max_seconds):
-            work[key.clip] = measure.Job(item.path, tuple(missing))
-            of[key.clip] = key
-    reasons |= run(work, store, of)
-    return {
-        item.clip: reasons[keys[item.clip].clip]
-        for item in items
-        if keys[item.clip].clip in reasons
-    }
-
-
-def _check_items(
-    items: Sequence[Item], of: schema.Schema, name: str, dtype: str
-) -> None:
+def _check_items(items: Sequence[Item], name: str) -> None:
     """Refuses before hours of work what writing would refuse after them."""
-    if not name.isidentifier():
-        raise schema.InputError(
-            f"data set name {name!r} must be letters, digits and underscores"
-        )
-    if dtype not in records.DTYPES:
-        raise schema.InputError(
-            f"unknown storage dtype {dtype!r}; available: {', '.join(records.DTYPES)}"
-        )
-    if not items:
-        raise schema.InputError("a data set needs at least one clip; got none")
-    repeated = collections.Counter(item.clip for item in items).most_common(1)[0]
-    if repeated[1] > 1:
-        raise schema.InputError(f"clip {repeated[0]!r} comes twice")
-    sources: dict[str, set[str]] = collections.defaultdict(set)
+    schema.check_names("data set", [name])
+    sources: dict[str, list[str]] = collections.defaultdict(list)
     for item in items:
-        sources[item.split].add(item.source)
-        unknown = set(item.labels) - set(of.task_names)
-        if unknown:
-            raise schema.InputError(
-                f"clip {item.clip!r} has a label for {min(unknown)!r}; "
-                f"tasks: {', '.join(of.task_names)}"
-            )
-        for task in of.tasks:
-            value = item.labels.get(task.name, math.nan)
-            if not (math.isnan(value) or task.low <= value <= task.high):
-                raise schema.InputError(
-                    f"clip {item.clip!r}: {task.name} is {value:g}; "
-                    f"expected {task.low:g} to {task.high:g}"
-                )
-        if not set(item.absent) < set(of.widths):
-            raise schema.InputError(
-                f"clip {item.clip!r} leaves out {', '.join(item.absent)}; expected "
-                f"some, not all, of {', '.join(of.widths)}"
-            )
-    schema.check_splits({split: tuple(names) for split, names in sources.items()})
-    if not any(item.split == "train" for item in items):
+        sources[item.split].append(item.source)
+    schema.check_splits(sources)
+    if "train" not in sources:
         raise schema.InputError("no clip is in the train split; expected at least one")
 
 
@@ -327,21 +283,6 @@ def _records(
                 labels=np.array(labels, np.float32),
             ),
         )
-
-
-def _request(
-    items: Sequence[Item],
-    keys: Mapping[str, measure.Fingerprint],
-    of: schema.Schema,
-    name: str,
-    dtype: str,
-) -> str:
-    """Returns a digest of everything that the content of the set depends on."""
-    listed = [
-        (keys[i.clip].clip, i.clip, i.source, i.split, dict(i.labels), i.absent)
-        for i in items
-    ]
-    return measure.digest([listed, of.to_json(), name, dtype])
 
 
 @contextlib.contextmanager

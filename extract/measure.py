@@ -87,15 +87,15 @@ class Store:
 
         All of them if the clip is longer than what is allowed now.
         """
-        lacking = [name for name in of.parts if not self._has(of.parts[name])]
+        lacking = [
+            name
+            for name, part in of.parts.items()
+            # One that a power cut tore is no zip file.
+            if not (self._file(part).is_file() and zipfile.is_zipfile(self._file(part)))
+        ]
         if not lacking and self.load(of).rows > max_seconds * schema.FPS:
             return list(of.parts)
         return lacking
-
-    def _has(self, part: str) -> bool:
-        """Returns whether a result is there; one that a power cut tore is not."""
-        file = self._file(part)
-        return file.is_file() and zipfile.is_zipfile(file)
 
     def reason(self, of: Fingerprint) -> str | None:
         """Returns why the clip is useless, if that was found."""

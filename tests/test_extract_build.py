@@ -319,12 +319,8 @@ def test_a_fingerprint_follows_the_content_and_the_backend(folder, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"clip": "good1"}, "clip 'good1' comes twice"),
         ({"source": "s2"}, "source 's2' is in both"),
         ({"split": "dev"}, "unknown split 'dev'"),
-        ({"labels": {"humour": 2.0}}, "label for 'humour'"),
-        ({"labels": {"lip_sync": 7.0}}, "lip_sync is 7"),
-        ({"absent": ("smell",)}, "leaves out smell"),
     ],
 )
 def test_unusable_items_are_refused_before_any_work(folder, tmp_path, change, message):
