@@ -3,7 +3,7 @@ r"""Makes a data set as `extract.run` does, on Apache Beam: many machines, or on
     python -m extract.beam --runner=DirectRunner --num_workers=4 \
         --clips=my_clips/ --labels=labels.csv --out=data/mine
 
-The one thing to know: options that `extract.run` has mean the same, all others are
+Options that `extract.run` has mean the same, all others are
 Beam's own. Features of clips go to `<out>.features/`, so clips and `--out` must be
 under the same path on every machine (a shared or mounted file system); the shards are
 written at the end, by this process, and are the same bytes as those of `extract.run`.
@@ -107,23 +107,8 @@ def measured(
 ) -> dict[str, str]:
     """Measures clips and keeps them, as `build.local` does.
 
-    Args:
-        work: clips to measure.
-        store: where results are kept, on a file system that all workers share.
-        keys: fingerprints of the clips.
-        options: how clips are measured.
-        tally: gets what was done.
-        num_workers: workers of the runner.
-        timeout_seconds: a clip that takes longer is given up.
-        device_batch: rows that a network sees at once; None takes its default.
-        pipeline: Beam's options.
-
-    Returns:
-        Reasons of the clips that could not be used.
-
-    Raises:
-        schema.InputError: the folder cannot be written, or a network's weights do not
-            fit it.
+    Arguments are those of `build.local`, and `pipeline`, which are Beam's options. The
+    store must be on a file system that all workers share.
     """
     if not work:
         return {}

@@ -7,7 +7,6 @@ what is new.
 """
 
 import collections
-import contextlib
 import csv
 import dataclasses
 import logging
@@ -158,7 +157,7 @@ def build(
     landmarks.check_library(model)
     store = measure.Store(features or out.with_name(out.name + ".features"))
     tally = measure.Tally()
-    with _writing(out):
+    with jobs.writing(out):
         store.folder.mkdir(parents=True, exist_ok=True)
     with output.lock(store.folder / ".lock"):
         reasons: dict[str, str] = {}  # by digest: clips may have the same content
@@ -190,7 +189,7 @@ def build(
         notes: list[tuple[str, str]] = []
         for item in usable:
             notes += [(item.clip, note) for note in store.load(keys[item.clip]).notes]
-        with _writing(out):
+        with jobs.writing(out):
             info = records.write_dataset(
                 out,
                 _records(usable, keys, store, of),
@@ -283,18 +282,6 @@ def _records(
                 labels=np.array(labels, np.float32),
             ),
         )
-
-
-@contextlib.contextmanager
-def _writing(out: pathlib.Path) -> Iterator[None]:
-    """Turns what the disk refuses into a line that says so."""
-    try:
-        yield
-    except OSError as error:
-        raise schema.InputError(
-            f"{out} cannot be written: {error.strerror}; the same command goes on "
-            "with the clips measured so far"
-        ) from error
 
 
 def _there(out: pathlib.Path, request: str) -> Summary | None:

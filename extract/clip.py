@@ -85,11 +85,7 @@ class Given(jobs.Given):
 
 
 def check(options: backends.Options) -> pathlib.Path:
-    """Checks options before any work and returns the landmarker's file.
-
-    Raises:
-        schema.InputError: see `backends.check`; or there is no landmarker.
-    """
+    """Checks options before any work and returns the landmarker's file."""
     backends.check(options)
     return landmarks.find_model(options.landmarker)
 
@@ -101,13 +97,10 @@ def observe(
 ) -> ClipFeatures:
     """Measures one clip, but for what networks will see.
 
-    A pure function of the file and the options, with arguments that can be pickled.
-
     Args:
         path: the video file.
         options: as checked by `check`.
-        names: of the backends that are asked for, `<modality>/<backend>`; None for
-            all of the options.
+        names: of the backends to use, `<modality>/<backend>`; None for all.
 
     Raises:
         decode.ClipError: this clip cannot be used, and why.
@@ -168,7 +161,7 @@ def watch(
         path: the video file.
         model: from `landmarks.find_model`.
         max_seconds: longer clips are refused.
-        pictures: yields the pictures, as `decode.frames` does.
+        pictures: as `decode.frames`.
         show: gets each picture and its mesh points, None without a face.
         clock: gets the time that decoding and finding faces take.
 

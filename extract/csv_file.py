@@ -33,8 +33,8 @@ class Table:
         name: of the file, as messages call it.
         header: names of its columns.
         rows: in order.
-        missing: matches what stands for a number that is missing.
-        hint: what messages say of it.
+        missing: matches the cell of a missing number.
+        hint: what messages say of such a cell.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Decodes a clip in one pass: frames at 25 Hz and sound at 16 kHz on one time axis.
 
-The one thing to know: time 0 is the first video frame. Row `t` is the frame nearest
+Time 0 is the first video frame. Row `t` is the frame nearest
 to t/25 s, whatever the frame rate of the file, and sample `n` of the sound is the
 instant n/16000 s, by the time stamps of the file.
 """
@@ -8,20 +8,16 @@ instant n/16000 s, by the time stamps of the file.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from extract import packets, picture, sound
 from extract.packets import ClipError
 from tqa_jax import schema
-
-MIN_SIDE = 16
-"""Smallest width and height, in pixels, in which a face can be found."""
 
 _ROW = Fraction(1, int(schema.FPS))  # seconds
 _MAX_PIXELS = 1 << 26  # of a picture; 8192 x 8192, beyond what cameras give
@@ -60,7 +56,7 @@ def frames(
         path: a video file with sound.
         media: filled while the frames are read; its chunks of sound, for
             `sound.track`, when they have ended.
-        max_seconds: longer clips are refused, by their header or when it is reached.
+        max_seconds: longer clips are refused, before or when it is reached.
 
     Raises:
         ClipError: the clip cannot be used.
@@ -83,32 +79,25 @@ def frames(
         )
 
 
-def _opened(container, about: packets.Survey):
-    """Returns the video and the audio stream, ready to be decoded."""
+def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
+    """Yields pictures at the rows' instants and collects the sound."""
     video, audio = (container.streams[at] for at in (about.video, about.audio))
+    shape = f"pictures of {video.width}x{video.height} pixels"
     # Both are 0 where no keyframe stands near the start; one may come later.
-    if video.width and min(video.width, video.height) < MIN_SIDE:
+    if video.width and min(video.width, video.height) < picture.MIN_SIDE:
         raise ClipError(
-            f"pictures of {video.width}x{video.height} pixels are smaller than "
-            f"{MIN_SIDE}x{MIN_SIDE}"
+            f"{shape} are smaller than {picture.MIN_SIDE}x{picture.MIN_SIDE}"
         )
     if video.width * video.height > _MAX_PIXELS:
         raise ClipError(
-            f"pictures of {video.width}x{video.height} pixels are larger than "
-            f"{_MAX_PIXELS / 1e6:.0f} million pixels"
+            f"{shape} are larger than {_MAX_PIXELS / 1e6:.0f} million pixels"
         )
     # Clips are decoded side by side in processes: threads inside one only add memory.
     video.codec_context.thread_count = 1
     video.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # if it grows later
-    return video, audio
-
-
-def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
-    """Yields pictures at the rows' instants and collects the sound."""
-    video, audio = _opened(container, about)
     sounds = sound.Collector(int(2 * max_seconds * sound.SAMPLE_RATE))
     stamps = _Stamps(video)
-    convert = _converter(float(video.sample_aspect_ratio or 1), media)
+    convert = picture.converter(float(video.sample_aspect_ratio or 1), media.notes)
     max_rows = int(max_seconds * schema.FPS)
     previous = None  # (time, frame) before the current one
     pixels = None  # RGB of `previous`, converted when a row first needs it
@@ -145,7 +134,15 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
                 yield pixels
             previous, pixels = (time, frame), None
     if previous is None:
-        raise ClipError(_no_picture(about))
+        if not about.pictures:
+            raise ClipError("the video stream holds no picture")
+        why = "they are damaged"
+        if not about.keyframes:
+            why = (
+                "no keyframe is among them; cut clips at keyframes, or encode them "
+                "again when cutting"
+            )
+        raise ClipError(f"none of {about.pictures} pictures can be decoded: {why}")
     before = 0
     if about.shown is not None:
         before = max(0, round((float(stamps.origin) - about.shown) / stamps.step))
@@ -206,18 +203,6 @@ def _lose(media: Media, lost: float, of: float, text: str) -> None:
         raise ClipError(text)
     if lost:
         media.notes.append(text)
-
-
-def _no_picture(about: packets.Survey) -> str:
-    """Says why no picture of a file could be decoded."""
-    if not about.pictures:
-        return "the video stream holds no picture"
-    if not about.keyframes:
-        return (
-            f"none of {about.pictures} pictures can be decoded: no keyframe is among "
-            "them; cut clips at keyframes, or encode them again when cutting"
-        )
-    return f"none of {about.pictures} pictures can be decoded: they are damaged"
 
 
 def _check_promises(container, about, start: float, seconds: float, heard: float):
@@ -320,28 +305,8 @@ class _Stamps:
         return Fraction(0) if self.last is None else self.last + self.step
 
 
-def _converter(aspect: float, media: Media) -> Callable:
-    """Returns a function from a frame to its picture; it notes once what it did."""
-    converter = VideoReformatter()
-
-    def convert(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        pixels, notes = picture.rgb(frame, converter, aspect)
-        if min(pixels.shape[:2]) < MIN_SIDE:
-            raise ClipError(
-                f"a picture of {frame.width}x{frame.height} pixels is too small"
-            )
-        media.notes.extend(note for note in notes if note not in media.notes)
-        return pixels
-
-    return convert
-
-
 def stated_seconds(path: str | pathlib.Path) -> float | None:
-    """Reads how long a clip is from its header, None where that does not say it.
-
-    Raises:
-        ClipError: it cannot be opened.
-    """
+    """Reads how long a clip is from its header, None where that does not say it."""
     with packets.open_file(pathlib.Path(path).absolute()) as container:
         return _file_seconds(container) or None
 

@@ -37,10 +37,9 @@ def write(
 
     Args:
         path: the file.
-        pictures: RGB, one after the other, all of one even width and height.
+        pictures: RGB, all of one even width and height.
         samples: mono at 16 kHz, within -1..1.
-        codec: of the sound: `aac` at 96 kbit/s, or `flac`, which keeps samples exactly
-            to 16 bits.
+        codec: of the sound: `aac` at 96 kbit/s, or `flac`, exact to 16 bits.
         x264: further settings of the encoder, such as `SAME_BYTES`.
 
     Returns:

@@ -53,13 +53,10 @@ def draw_splits(clips: Mapping[str, int], *, seed: int, path: object) -> dict[st
     Args:
         clips: number of clips of each source.
         seed: as for `draw`.
-        path: what has no splits, for the message.
+        path: what has no splits, for the message if there are fewer than 3 sources.
 
     Returns:
         The split of each source.
-
-    Raises:
-        schema.InputError: with fewer than three sources.
     """
     if len(clips) < LEAST:
         raise schema.InputError(

@@ -54,6 +54,18 @@ class CannotSaveError(Exception):
     """A result cannot be written; it ends the job instead of rejecting the rest."""
 
 
+@contextlib.contextmanager
+def writing(place: pathlib.Path) -> Iterator[None]:
+    """Turns what the disk refuses into a line that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise schema.InputError(
+            f"{place} cannot be written: {error.strerror or error}; the same command "
+            "goes on with what is there"
+        ) from error
+
+
 def count(asked: int | None = None, most: int | None = None) -> int:
     """Returns how many worker processes to use.
 
@@ -74,11 +86,7 @@ class Workers:
     """Worker processes; one that dies is replaced."""
 
     def __init__(self, number: int) -> None:
-        """Starts them.
-
-        Args:
-            number: of processes.
-        """
+        """Starts them."""
         self._pool = pebble.ProcessPool(
             max_workers=number,
             initializer=cv2.setNumThreads,
@@ -109,7 +117,7 @@ class Workers:
                 that is slower; None for no limit.
 
         Yields:
-            The key, and the function's value or a `Failure`.
+            The key, and the value or a `Failure`.
 
         Raises:
             schema.InputError: a result cannot be written.
@@ -191,11 +199,7 @@ def progress_of(total: int, done: int = 0, *, what: str) -> display.Progress:
 
 
 def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls the function in a worker.
-
-    Raises:
-        CannotSaveError: the disk refuses.
-    """
+    """Calls the function in a worker; its exceptions must be such as can be pickled."""
     try:
         return function(*arguments)
     except packets.GoneError as error:

@@ -79,7 +79,7 @@ class Store:
     """A folder of measured features; it may be removed whenever nothing is at work."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        """Names the folder, which need not be there."""
+        """Names the folder; whoever keeps anything makes it."""
         self.folder = folder
 
     def missing(self, of: Fingerprint, max_seconds: float) -> list[str]:
@@ -118,7 +118,7 @@ class Store:
         Raises:
             schema.InputError: the folder cannot be written.
         """
-        try:
+        with jobs.writing(self.folder):
             if isinstance(measured, jobs.Failure):
                 if measured.lasting:
                     with output.atomic(self.folder / f"{of.clip}.rejected") as part:
@@ -137,11 +137,6 @@ class Store:
                         mask=measured.masks[name],
                         about=np.array(json.dumps(about)),
                     )
-        except OSError as error:
-            raise schema.InputError(
-                f"{self.folder} cannot be written: {error.strerror or error}; the same "
-                "command goes on with what is there"
-            ) from error
 
     def _file(self, part: str) -> pathlib.Path:
         return self.folder / f"{part}.npz"
@@ -149,7 +144,7 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A clip to measure: its file, and the backends that are asked for."""
+    """A clip to measure: its file, and the backends to use."""
 
     path: pathlib.Path
     names: tuple[str, ...]
@@ -178,7 +173,7 @@ class Tally:
     num_workers: int = 1
 
     def add(self, seconds: float, stages: Mapping[str, float]) -> None:
-        """Adds a clip: its length, and the time of its stages, in seconds."""
+        """Adds a clip of so many seconds, and the time of its stages."""
         self.measured += 1
         self.video_seconds += seconds
         for stage, spent in stages.items():
@@ -224,9 +219,9 @@ def measured(
 
     Args:
         work: clips by a key of the caller's.
-        options: how clips are measured, as checked by `clip.check`.
+        options: as checked by `clip.check`.
         tally: gets what was done.
-        num_workers: processes, see `jobs.count`.
+        num_workers: see `jobs.count`.
         timeout_seconds: a clip that takes longer is given up; None takes a minute and
             five times `options.max_seconds`.
         device_batch: rows that a network sees at once; None takes its default.
@@ -289,11 +284,6 @@ def open_networks(
     options: backends.Options, names: Container[str], device_batch: int | None = None
 ):
     """Returns the `network_stage.Networks` of backends; None where none is one.
-
-    Args:
-        options: how clips are measured.
-        names: of the backends, `<modality>/<backend>`.
-        device_batch: rows that a network sees at once; None takes its default.
 
     Raises:
         schema.InputError: weights are missing or do not fit the network.

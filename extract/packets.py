@@ -42,7 +42,7 @@ class Survey:
 
     Attributes:
         video: position of the video among the streams.
-        audio: likewise.
+        audio: of the audio.
         notes: what a person should know of them, one line each.
         joinable: whether the format may be joined byte by byte; its headers state no
             lengths of their own then.
@@ -67,11 +67,7 @@ class Survey:
 
 
 def open_file(path: pathlib.Path) -> av.container.InputContainer:
-    """Opens a file for reading its packets from the start.
-
-    Raises:
-        ClipError: it is gone, empty, or no media file.
-    """
+    """Opens a file; `ClipError` if it is gone, empty, or no media file."""
     if not path.is_file():
         raise GoneError("no such file")
     if path.stat().st_size == 0:
@@ -87,11 +83,7 @@ def open_file(path: pathlib.Path) -> av.container.InputContainer:
 
 
 def each(container, *streams) -> Iterator[av.Packet]:
-    """Yields packets in file order; a damaged end of the file ends them.
-
-    Args:
-        container: an open file.
-        streams: whose packets; all when there is none.
+    """Yields packets of some or all streams in file order, to a damaged end.
 
     Raises:
         ClipError: the file cannot be read to its end.
@@ -123,13 +115,9 @@ def survey(path: pathlib.Path, max_seconds: float) -> Survey:
     dub, comment or version for the impaired. Still pictures, flagged or of a single
     packet, are no video.
 
-    Args:
-        path: the file.
-        max_seconds: longer videos are refused, without reading on.
-
     Raises:
-        ClipError: a stream is missing or in an unknown format, the clip is too long, or
-            the file cannot be read.
+        ClipError: a stream is missing or in an unknown format, the clip is longer than
+            `max_seconds`, or the file cannot be read.
     """
     with open_file(path) as container:
         joinable = bool(container.format.flags & av.format.Flags.ts_discont.value)
@@ -233,7 +221,7 @@ def _parts(entries: list[tuple], joinable: bool) -> tuple[list[int], list[dict]]
     """Cuts packets where time starts again.
 
     Returns:
-        Places of the cuts; and for each part and stream the first and last instant.
+        Places of the cuts; of each part and stream the first and last instant.
     """
     joins: list[int] = []
     parts: list[dict[int, tuple[float, float]]] = [{}]
@@ -253,12 +241,7 @@ def _parts(entries: list[tuple], joinable: bool) -> tuple[list[int], list[dict]]
 
 
 def carried(packets: Iterator[av.Packet], about: Survey) -> Iterator[av.Packet]:
-    """Moves time stamps after each join: all streams alike, so that they stay together.
-
-    Args:
-        packets: of the surveyed file; changed in place.
-        about: from `survey`.
-    """
+    """Moves time stamps after each join, of all streams alike; changes the packets."""
     place: dict[int, int] = {}
     for packet in packets:
         if about.joins and packet.size:

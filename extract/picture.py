@@ -1,50 +1,62 @@
 """Turns a decoded frame into the picture that a player shows.
 
-The one thing to know: pixels come out upright, square and in RGB, because features of a
-face must not depend on how its file stores it.
+Pixels come out upright, square and in RGB, because features of a face must not depend
+on how its file stores it.
 """
+
+from collections.abc import Callable
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
 
+from extract.packets import ClipError
+
 MAX_SIDE = 1920
 """Larger pictures are scaled down to this long side, in pixels."""
+
+MIN_SIDE = 16
+"""Smallest width and height, in pixels, in which a face can be found."""
 
 _DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
 
 
-def rgb(
-    frame: av.VideoFrame, converter: VideoReformatter, pixel_aspect: float = 1.0
-) -> tuple[UInt8[np.ndarray, "H W 3"], list[str]]:
-    """Converts a frame to RGB, with its aspect ratio and display matrix applied.
+def converter(
+    pixel_aspect: float, notes: list[str]
+) -> Callable[[av.VideoFrame], UInt8[np.ndarray, "H W 3"]]:
+    """Returns a function from a decoded frame to its RGB picture.
 
     Args:
-        frame: a decoded frame in any pixel format.
-        converter: of this clip; it keeps its tables from frame to frame, without
-            which converting a small frame takes six times as long.
         pixel_aspect: width over height of a stored pixel.
-
-    Returns:
-        The picture and notes for people, empty for an ordinary frame.
+        notes: gets once what was done to frames that are not shown as stored.
     """
-    notes = []
-    stored = (frame.width, frame.height)
-    wide = frame.width * pixel_aspect
-    scale = min(1.0, MAX_SIDE / max(wide, frame.height))
-    size = (max(1, round(wide * scale)), max(1, round(frame.height * scale)))
-    if size != stored:
-        notes.append(f"stored as {stored[0]}x{stored[1]}, shown as {size[0]}x{size[1]}")
-    shown = converter.reformat(frame, *size, format="rgb24")
-    pixels = shown.to_ndarray()
-    if _DISPLAY_MATRIX in frame.side_data:
-        matrix = np.frombuffer(bytes(frame.side_data[_DISPLAY_MATRIX]), np.int32)
-        turned = upright(pixels, matrix.reshape(3, 3)[:2, :2])
-        if turned is not pixels:
-            notes.append("rotated or mirrored as the file asks")
-        pixels = turned
-    return np.ascontiguousarray(pixels), notes
+    # It keeps its tables: without them a small frame takes six times as long.
+    reformatter = VideoReformatter()
+
+    def note(text: str) -> None:
+        if text not in notes:
+            notes.append(text)
+
+    def convert(frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        stored = (frame.width, frame.height)
+        wide = frame.width * pixel_aspect
+        scale = min(1.0, MAX_SIDE / max(wide, frame.height))
+        size = (max(1, round(wide * scale)), max(1, round(frame.height * scale)))
+        pixels = reformatter.reformat(frame, *size, format="rgb24").to_ndarray()
+        if min(size) < MIN_SIDE:
+            raise ClipError(f"a picture of {stored[0]}x{stored[1]} pixels is too small")
+        if size != stored:
+            note(f"stored as {stored[0]}x{stored[1]}, shown as {size[0]}x{size[1]}")
+        if _DISPLAY_MATRIX in frame.side_data:
+            matrix = np.frombuffer(bytes(frame.side_data[_DISPLAY_MATRIX]), np.int32)
+            turned = upright(pixels, matrix.reshape(3, 3)[:2, :2])
+            if turned is not pixels:
+                note("rotated or mirrored as the file asks")
+            pixels = turned
+        return np.ascontiguousarray(pixels)
+
+    return convert
 
 
 def upright(

@@ -2,7 +2,7 @@ r"""Makes a data set out of a folder of clips and a labels CSV.
 
     python -m extract.run --clips=my_clips/ --labels=labels.csv --out=data/mine
 
-The one thing to know: exit status 0 means that every clip is in the set, 3 that some
+Exit status 0 means that every clip is in the set, 3 that some
 were rejected (`rejected.csv` in the set says which and why), 2 that the input cannot
 be used and nothing was measured or made. The same command goes on after a stop.
 """
@@ -63,15 +63,12 @@ def _run(options: Options) -> int:
 
 
 def make(command: str, given: Options, measure: Callable[..., dict[str, str]]) -> int:
-    """Makes the data set.
+    """Makes the data set for a command and returns its exit status.
 
     Args:
-        command: module that was asked to run.
+        command: its module.
         given: its options.
-        measure: runs the measuring, as `build.local` does.
-
-    Returns:
-        The exit status.
+        measure: as `build.local`.
     """
     low, high = importing.score_range(given.score_range)
     options = backends.options(

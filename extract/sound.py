@@ -1,7 +1,7 @@
 """Collects the sound of a clip: 16 kHz, mono, placed by its time stamps.
 
-The one thing to know: sample `n` is the instant n/16000 s after the first picture.
-Sound that starts late or has gaps is missing there, never moved together.
+Sample `n` is the instant n/16000 s after the first picture. Sound that starts late or
+has gaps is missing there, never moved together.
 """
 
 from collections.abc import Sequence
@@ -111,11 +111,7 @@ def place(
 
 
 def overlapping(chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]]) -> int:
-    """Counts the samples that `track` lays over others.
-
-    Args:
-        chunks: from `place`.
-    """
+    """Counts the samples that `track` lays over others."""
     over, end = 0, None
     for start, chunk in sorted(chunks, key=lambda chunk: chunk[0]):
         last = start + len(chunk)
@@ -127,11 +123,7 @@ def overlapping(chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]]) -> int:
 def track(
     chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]], num_rows: int
 ) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Lays chunks on the clip's time axis.
-
-    Args:
-        chunks: from `place`.
-        num_rows: rows of the clip.
+    """Lays chunks from `place` on the time axis of a clip of `num_rows` rows.
 
     Returns:
         640 samples a row, full scale 1, 0 where the file has no sound; and a mask.
@@ -150,14 +142,11 @@ def track(
 
 
 def heard(present: Bool[np.ndarray, " N"], num_rows: int) -> Bool[np.ndarray, " T"]:
-    """Returns the rows around whose instant the file has sound.
+    """Returns True where at least half of a row's 40 ms, centred, has sound.
 
     Args:
-        present: where the file has sound, from `track`.
+        present: from `track`.
         num_rows: rows of the clip.
-
-    Returns:
-        True where at least half of the row's 40 ms, centred, has sound.
     """
     span = round(SAMPLE_RATE / schema.FPS)
     padded = np.pad(present, (span // 2, span - span // 2))

@@ -17,12 +17,9 @@ def at(path: pathlib.Path, row: int, *, size: int) -> str:
     """Shrinks the picture of a row, or of the last one of a shorter clip.
 
     Args:
-        path: the clip.
+        path: the clip; `decode.ClipError` if it cannot be decoded.
         row: 25 a second, from 0.
         size: longer side in pixels.
-
-    Raises:
-        decode.ClipError: the clip cannot be decoded.
     """
     rows = decode.frames(path, decode.Media())
     *_, picture = itertools.islice(rows, row + 1)
@@ -36,13 +33,10 @@ def strip(
     """Shrinks pictures at even distances over a clip.
 
     Args:
-        path: the clip.
+        path: the clip; `decode.ClipError` if it cannot be decoded.
         count: how many; a clip of fewer rows repeats some.
         size: longer side in pixels.
         max_seconds: longer clips are refused.
-
-    Raises:
-        decode.ClipError: the clip cannot be decoded.
     """
     rows = decode.frames(path, decode.Media(), max_seconds=max_seconds)
     chosen = spread(rows, 8 * count, lambda picture: _shrunk(picture, size))
@@ -52,12 +46,9 @@ def strip(
 
 
 def spread(items: Iterable, most: int, keep: Callable[[Any], Any]) -> list:
-    """Keeps items at even distances, of how many is not known before.
+    """Keeps `keep(item)` of items at even distances, whose number is not known.
 
-    Args:
-        items: one after the other.
-        most: always fewer are kept, and at the end at least half as many, of enough.
-        keep: from an item to what is kept of it.
+    Always fewer than `most` are kept, and of enough items at least half as many.
     """
     kept, step = [], 1
     for number, item in enumerate(items):
