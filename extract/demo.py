@@ -94,12 +94,6 @@ def build(
     Beside the set lies `<set>-examples/`: a few of its clips and `clips.csv`, which
     lists the flaws of all.
 
-    Args:
-        cache: folder to keep it in.
-        clips: size of the set.
-        seed: of the set.
-        num_workers: processes; None takes one for each CPU core.
-
     Raises:
         schema.InputError: for unusable arguments, a missing landmarker, or a cache
             that cannot be written.
@@ -237,8 +231,7 @@ class Options(jobs.Given):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    stopped = "stopped; the same command goes on"
-    return cli.main(_run, Options, arguments, stopped=stopped)
+    return cli.main(_run, Options, arguments, stopped=jobs.STOPPED)
 
 
 def _run(options: Options) -> None:

@@ -36,7 +36,7 @@ class Plan:
     Attributes:
         clip: its id.
         source: its identity, a face with its voice.
-        split: of `schema.SPLITS`.
+        split: of the identity.
         identity_seed: of face and voice.
         seed: of everything else that is drawn.
         arousal: of the voice, 0 (calm) to 1 (excited); the face's without a flaw.
@@ -60,10 +60,6 @@ class Plan:
 
 def plan(clips: int, seed: int = 0) -> tuple[Plan, ...]:
     """Draws what to render; equal arguments give equal plans.
-
-    Args:
-        clips: how many, at least 3.
-        seed: another seed gives other people, words and flaws.
 
     Raises:
         schema.InputError: for fewer than 3 clips, one a split, or a negative seed.

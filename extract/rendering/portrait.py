@@ -262,12 +262,7 @@ def _shape(rng: np.random.Generator) -> Float[np.ndarray, "256 256 2"]:
 
 @functools.lru_cache(maxsize=4)
 def draw(seed: int, *, beard_allowed: bool) -> Identity:
-    """Draws an identity; equal arguments give equal pixels.
-
-    Args:
-        seed: which person.
-        beard_allowed: whether the person may have a beard (half of them then do).
-    """
+    """Draws a person, half of whom have a beard where one is allowed."""
     rng = np.random.default_rng([seed, 3])
     bearded = beard_allowed and bool(rng.uniform() < 0.5)
     canvas = _paint(rng, bearded)

@@ -70,8 +70,8 @@ def draw_motion(
     """Draws what goes with the speech: smiles, brows, blinks, movements of the head.
 
     Args:
-        opening: the mouth's articulation at 25 Hz, kept as it is.
-        spread: likewise.
+        opening: of the mouth at 25 Hz, kept as it is.
+        spread: of the mouth, kept as it is.
         arousal: 0 (calm face) to 1 (excited: smiles, raises brows, moves).
         damping: 0 (alive) to 1: no smile, brow, blink or movement is left.
         seed: of the random part.
@@ -261,9 +261,6 @@ def render(
         motion: what the face does.
         covered: first and last frame (exclusive) in which a hand hides the face.
         seed: of the camera's noise.
-
-    Returns:
-        RGB frames at 25 Hz.
     """
     rng = np.random.default_rng([seed, 6])
     size = portrait.SIZE

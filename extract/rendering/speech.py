@@ -1,26 +1,26 @@
 """Synthetic speech and the articulation that makes it, in NumPy.
 
 A source-filter synthesiser speaks nonsense words: a pitch contour drives a glottal
-source, formant resonators shape vowels, noise bursts make consonants. The one thing to
-know: sound and mouth come from the same phone targets, so `Speech.opening` is the
-true mouth of `Speech.audio`, row for row at 25 Hz, and nothing is downloaded.
+source, formant resonators shape vowels, noise bursts make consonants. Sound and mouth
+come from the same phone targets, so `Speech.opening` is the true mouth of
+`Speech.audio`, row for row at 25 Hz.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-RATE = 16_000
-FPS = 25
+from extract.degrading import FPS, RATE
+
 _HOP = 128  # samples between spectral frames, 8 ms
 _WINDOW = 512
 _FFT = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class _Phone:
+class _Phone(NamedTuple):
     """Targets of one speech sound.
 
     `formants` in Hz; `opening` 0..1 of the jaw; `spread` -1 (rounded) to 1 (wide);
@@ -84,7 +84,7 @@ class Speech:
     """A spoken stretch with the mouth that spoke it.
 
     Attributes:
-        audio: samples at `RATE`, float32 within -1..1.
+        audio: samples at `RATE`, within -1..1.
         opening: jaw opening at 25 Hz, 0 (closed) to 1; row t is the instant t/25 s.
         spread: lip shape at 25 Hz, -1 (rounded) to 1 (spread).
     """
@@ -131,19 +131,6 @@ def _draw_phones(
     return phones
 
 
-def _resonance(
-    frequencies: Float[np.ndarray, " F"],
-    centres: Float[np.ndarray, " S"],
-    bandwidth: float,
-) -> np.ndarray:
-    """Returns the complex response (S, F) of two-pole resonators, 1 at 0 Hz."""
-    radius = np.exp(-np.pi * bandwidth / RATE)
-    pole = radius * np.exp(2j * np.pi * centres / RATE)[:, None]
-    z = np.exp(-2j * np.pi * frequencies / RATE)
-    gain = np.abs(1 - pole) ** 2
-    return gain / ((1 - pole * z) * (1 - np.conj(pole) * z))
-
-
 def _filter(source: Float[np.ndarray, " N"], response: np.ndarray) -> np.ndarray:
     """Applies one spectrum (S, F) per hop to `source` by overlap-add."""
     steps = len(response)
@@ -166,12 +153,9 @@ def synthesize(
 
     Args:
         voice: the speaker.
-        seconds: length, a whole number of video frames.
+        seconds: a whole number of video frames.
         arousal: 0 (calm: slow, flat, soft) to 1 (excited: fast, melodic, loud).
         seed: which words.
-
-    Returns:
-        Audio of `seconds * RATE` samples and articulation of `seconds * 25` rows.
     """
     rng = np.random.default_rng([seed, 2])
     rate = voice.rate * (0.85 + 0.3 * arousal)
@@ -220,8 +204,13 @@ def synthesize(
 
     bins = np.fft.rfftfreq(_FFT, 1 / RATE)
     response = np.ones((steps, len(bins)), np.complex128)
+    z = np.exp(-2j * np.pi * bins / RATE)
     for formant, bandwidth in zip(formants.T, (80.0, 100.0, 140.0), strict=True):
-        response *= _resonance(bins, formant, bandwidth)
+        # Two-pole resonators, 1 at 0 Hz.
+        radius = np.exp(-np.pi * bandwidth / RATE)
+        pole = radius * np.exp(2j * np.pi * formant / RATE)[:, None]
+        gain = np.abs(1 - pole) ** 2
+        response *= gain / ((1 - pole * z) * (1 - np.conj(pole) * z))
     octaves = np.log2(np.maximum(bins, 500.0) / 500.0)
     tilt = voice.tilt * (1.2 - 0.4 * arousal)
     response *= 10 ** (-tilt * octaves / 20)
