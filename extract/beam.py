@@ -179,7 +179,7 @@ def _options(given: Sequence[str]) -> pipeline_options.PipelineOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = backends.command_line(run.Options)
-    return cli.main(_run, options, arguments, stopped=run.STOPPED, rest=True)
+    return cli.main(_run, options, arguments, stopped=jobs.STOPPED, rest=True)
 
 
 def _run(options: run.Options, others: Sequence[str]) -> int:

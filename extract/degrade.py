@@ -62,8 +62,7 @@ class Options(clip.Given):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    stopped = "stopped; the same command goes on"
-    return cli.main(_run, Options, arguments, stopped=stopped)
+    return cli.main(_run, Options, arguments, stopped=jobs.STOPPED)
 
 
 def _run(given: Options) -> int:

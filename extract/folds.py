@@ -7,6 +7,10 @@ from tqa_jax import schema
 
 LEAST = 3
 """Fewest folds, and fewest sources: one each for training, validation and test."""
+SPLIT_NAMES = {name: name for name in schema.SPLITS} | dict.fromkeys(
+    ("val", "valid"), "validation"
+)
+"""What files may call a split."""
 SPLIT_SHARES: Mapping[str, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 

@@ -26,6 +26,8 @@ from tqa_jax import cli, display, machine, output, schema
 
 _logger = logging.getLogger(__name__)
 
+STOPPED = "stopped; the same command goes on"
+"""What commands say that keep what is finished."""
 _WORKER_BYTES = 600 << 20  # 310 MiB were measured; crops for networks come on top
 
 
@@ -193,9 +195,9 @@ def make_files(
     return reasons
 
 
-def progress_of(total: int, done: int = 0, *, what: str) -> display.Progress:
+def progress_of(total: int, *, what: str) -> display.Progress:
     """Shows how far clips are; nothing of a single one."""
-    return display.Progress(total, done, what=what, unit="clip", shown=total > 1)
+    return display.Progress(total, what=what, unit="clip", shown=total > 1)
 
 
 def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:

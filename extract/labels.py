@@ -17,9 +17,6 @@ from extract.build import Item
 from tqa_jax import schema
 
 _RESERVED = ("clip", "source", "split")
-_SPLIT_NAMES = {name: name for name in schema.SPLITS} | dict.fromkeys(
-    ("val", "valid"), "validation"
-)
 _MAX_PROBLEMS = 20
 
 
@@ -48,19 +45,16 @@ def read(
     high: float = 5.0,
     empty: str = "",
     scored: bool = True,
-    seed: int = 0,
 ) -> Table:
     """Reads a labels file against the folder of its clips.
 
     Args:
         path: the CSV, UTF-8, comma separated.
-        folder: where the clips are, at any depth. A row may name any other file by
-            its whole path.
+        folder: of the clips, at any depth; rows name others by their whole path.
         low: lowest possible score.
         high: highest possible score.
         empty: what else a cell without a score may hold, for example `NA`.
         scored: False reads no scores.
-        seed: of the split by source, used when the file has no split.
 
     Raises:
         schema.InputError: naming every problem, one line each.
@@ -105,7 +99,7 @@ def read(
                 f"{where}the name {clip!r} is not UTF-8, which data sets need: rename "
                 "it"
             )
-        split = "train" if drawn else _SPLIT_NAMES.get(cells["split"].lower(), "")
+        split = "train" if drawn else folds.SPLIT_NAMES.get(cells["split"].lower(), "")
         if not split:
             problems.append(
                 f"{where}unknown split {cells['split']!r}; available: "
@@ -146,7 +140,7 @@ def read(
         )
     if drawn:
         clips = collections.Counter(item.source for item in items)
-        split_of = folds.draw_splits(clips, seed=seed, path=path)
+        split_of = folds.draw_splits(clips, seed=0, path=path)
         items = [dataclasses.replace(i, split=split_of[i.source]) for i in items]
     named = {file.resolve() for file in seen}
     left_out = tuple(file for file in listed.paths if file.resolve() not in named)

@@ -34,7 +34,6 @@ import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -42,30 +41,20 @@ from extract import importing
 from extract.backends import geometry
 from extract.importing import layouts
 from extract.networks import weights
-from tqa_jax import cli, records, schema
+from tqa_jax import cli, schema
 
 _MISSING = -1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(importing.Given):
     """The command line."""
 
     pickle: pathlib.Path
     """The file to read."""
-    out: pathlib.Path
-    """Folder of the data set to make."""
-    name: str = "imported"
-    """Name of the data set."""
     score_range: cli.Repeated[tuple[str, ...]] = ()
     """LOW,HIGH: lowest and highest score of all tasks, or TASK=LOW,HIGH of one; may be
     given again."""
-    folds: int | None = None
-    """Draw splits by source, into so many folds (default: splits as in the file)."""
-    fold: int = 0
-    """Fold to test on, from 0; the next is for validation."""
-    dtype: Literal[records.DTYPES] = "float32"
-    """How features are stored."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,10 +18,8 @@ import tqa_jax
 from tqa_jax import cli, records
 
 with cli.imports():
-    from extract import backends, build, clip, importing, labels, landmarks
+    from extract import backends, build, clip, importing, jobs, labels, landmarks
     from extract.degrading import degrade_plan
-
-STOPPED = "stopped; the same command goes on"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ class Options(clip.Given):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = backends.command_line(Options)
-    return cli.main(_run, options, arguments, stopped=STOPPED)
+    return cli.main(_run, options, arguments, stopped=jobs.STOPPED)
 
 
 def _run(options: Options) -> int:

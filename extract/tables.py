@@ -24,30 +24,25 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from extract import csv_file, importing
 from extract.networks import weights
-from tqa_jax import cli, records, schema
+from tqa_jax import cli, schema
 
 BACKEND = "table"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(importing.Given):
     """The command line."""
 
     table: pathlib.Path
     """CSV with the scores, a row a clip."""
     frames: pathlib.Path | None = None
     """CSV with several rows a clip, in order."""
-    out: pathlib.Path
-    """Folder of the data set to make."""
-    name: str = "imported"
-    """Name of the data set."""
     clip: str = "clip"
     """Column of the clip's id."""
     source: str = "(.+)"
@@ -63,10 +58,6 @@ class Options:
     """LOW,HIGH: lowest and highest score."""
     folds: int = 5
     """Number of folds that sources are drawn into."""
-    fold: int = 0
-    """Fold to test on, from 0; the next is for validation."""
-    dtype: Literal[records.DTYPES] = "float32"
-    """How features are stored."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,15 +5,33 @@ NaN where nothing was measured, and scores by task; `write` makes a data set of 
 """
 
 import collections
+import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 import tqa_jax
 from extract import folds
 from tqa_jax import records, schema
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """Options of all importers."""
+
+    out: pathlib.Path
+    """Folder of the data set to make."""
+    name: str = "imported"
+    """Name of the data set."""
+    folds: int | None = None
+    """Draw splits by source, into so many folds (default: splits as in the file)."""
+    fold: int = 0
+    """Fold to test on, from 0; the next is for validation."""
+    dtype: Literal[records.DTYPES] = "float32"
+    """How features are stored."""
 
 
 class Sample(NamedTuple):
@@ -36,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def write(
-    options: Any,
+    options: Given,
     samples: Sequence[Sample],
     of: schema.Schema,
     features: Callable[[Sample], Mapping[str, np.ndarray]] = lambda s: s.features,
@@ -45,18 +63,14 @@ def write(
     """Writes a data set, in splits that share no source.
 
     Args:
-        options: of the command: `out`, `name`, `dtype`, `folds` and `fold`; without
-            `folds`, splits are those of the samples.
+        options: of the command.
         samples: clips in the order to store.
         of: modalities and tasks.
         features: of a sample, when its turn comes.
         **provenance: where the data are from.
 
     Returns:
-        How many clips each split has.
-
-    Raises:
-        schema.InputError: a source is in two splits, or is one of too few.
+        How many clips each split has, for people.
     """
     splits = "as in the file"
     if options.folds is None:

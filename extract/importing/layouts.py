@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract import importing
+from extract import folds, importing
 from extract.importing import unpickle
 from tqa_jax import schema
 
@@ -26,9 +26,6 @@ MODALITIES: Mapping[str, tuple[str, str]] = {
 }
 """The older system's name of each modality: ours, and what it is."""
 _NEW_SYNC = "lip_sync_score_new"  # replaces `lip_sync_score` in L2, if it has a mask
-_SPLITS = {name: name for name in schema.SPLITS} | dict.fromkeys(
-    ("val", "valid"), "validation"
-)
 _LARGEST = 1e6  # of a label; NaN passes
 _CLIP_ID = re.compile(r"(.+)_\d{5}")
 
@@ -57,7 +54,11 @@ def read(path: str | pathlib.Path) -> File:
     value, layout = unpickle.read(path), "L1"
     if type(value) is list:
         value, layout = {"": value}, "L0"
-    elif not isinstance(value, dict) or not value or not set(value) <= set(_SPLITS):
+    elif (
+        not isinstance(value, dict)
+        or not value
+        or not set(value) <= set(folds.SPLIT_NAMES)
+    ):
         content = (
             f"keys {sorted(value)[:5]}" if isinstance(value, dict) else type(value)
         )
@@ -150,9 +151,10 @@ def _sample(item: Any, where: str, split: str, default: str | None) -> importing
             f"{where}: video_id {shown} does not name its source; expected "
             "<source>_<five digits>"
         )
-    if split not in tuple(_SPLITS):
+    if split not in tuple(folds.SPLIT_NAMES):
         raise schema.InputError(
-            f"{where} has no split or an unknown one; available: {', '.join(_SPLITS)}"
+            f"{where} has no split or an unknown one; available: "
+            f"{', '.join(folds.SPLIT_NAMES)}"
         )
     features = {
         key: _array(array, where, key, (1,) if key == "syncnet" else (2,))
@@ -169,7 +171,7 @@ def _sample(item: Any, where: str, split: str, default: str | None) -> importing
                 f"{where} has the labels {key[:80]!r} and '{key[:80]}_score', which "
                 "would be one task; rename one"
             )
-    return importing.Sample(clip, source, _SPLITS[split], features, labels)
+    return importing.Sample(clip, source, folds.SPLIT_NAMES[split], features, labels)
 
 
 def _dict(value: Any, where: str, *keys: str) -> dict[str, Any]:

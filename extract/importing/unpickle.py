@@ -168,9 +168,6 @@ class _Reader(pickle._Unpickler):
 def read(path: str | pathlib.Path) -> Any:
     """Reads a pickle, protocols 0 to 5.
 
-    Args:
-        path: the file.
-
     Returns:
         None, truth values, numbers, text, bytes, lists, tuples, dicts with text as
         keys, and `Array`s.
