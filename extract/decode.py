@@ -110,8 +110,8 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
         except av.error.FFmpegError:
             damaged[packet.stream] += previous is not None or packet.stream is audio
             continue
-        if packet.stream is video and packet.is_keyframe:
-            stamps.start(packet)
+        if packet.stream is video and packet.is_keyframe and stamps.keyframe is None:
+            stamps.keyframe = packet.dts
         for frame in decoded:
             if packet.stream is audio:
                 sounds.add(frame)
@@ -256,6 +256,7 @@ class _Stamps:
         step: usual distance of frames.
         last_duration: of the last frame.
         dropped: frames whose stamp is not after that of the frame before.
+        keyframe: decoding time of the first, which is the first frame to come out.
     """
 
     def __init__(self, stream) -> None:
@@ -264,15 +265,10 @@ class _Stamps:
         self.origin = Fraction(0)
         self.last: Fraction | None = None
         self.dropped = 0
-        self._keyframe: int | None = None  # decoding time of the first frame
+        self.keyframe: int | None = None
         self._order: int | None = None  # decoding time at which a frame came out
         self._late = 0  # ticks by which it is later than the frame's own time
         self._by_order = False
-
-    def start(self, packet) -> None:
-        """Takes a keyframe; the first holds the frame that comes out first."""
-        if self._keyframe is None:
-            self._keyframe = packet.dts
 
     def __call__(self, frame) -> Fraction | None:
         """Returns the frame's time; None for a frame that goes back in time."""
@@ -292,7 +288,7 @@ class _Stamps:
         pts, dts, step = frame.pts, frame.dts, frame.time_base
         if self.last is None:
             self._by_order = pts is None
-            start = self._keyframe if pts is None else pts
+            start = self.keyframe if pts is None else pts
             self._late = dts - start if None not in (dts, start) else 0
         elif pts is not None and pts * step <= self.last:
             # Packed B-frames, made for AVI, have wrong times in other files too.

@@ -277,9 +277,7 @@ def _provenance(request: str, chosen: Sequence[str], given: Options) -> dict[str
         "degrade_version": degrade_plan.VERSION,
         "per_clip": given.per_clip,
         "seed": given.seed,
-        "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
-        "penalties": {flaw: dict(flaws.FLAWS[flaw].penalties) for flaw in chosen},
-        "flaws": {flaw: flaws.FLAWS[flaw].meaning for flaw in chosen},
+        **flaws.described(chosen),
         "video_codec": {"name": "libx264", "pixels": "yuv420p", "fps": FPS}
         | encode.VIDEO
         | {"x264-params": encode.SAME_BYTES},

@@ -147,7 +147,9 @@ def build(
 
 
 def _provenance(clips: int, seed: int) -> dict:
-    """Says what the set is, what each flaw means and how labels follow."""
+    """Says what the set is."""
+    about = flaws.described(flaws.FLAWS)
+    about["flaws"] |= demo_plan.MEANINGS
     return {
         "kind": "degradation",
         "description": "rendered talking faces with planted flaws; the labels are "
@@ -159,10 +161,7 @@ def _provenance(clips: int, seed: int) -> dict:
         "seed": seed,
         "picture": "skimage.data.astronaut(), public domain (NASA)",
         "speech": "synthetic",
-        "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
-        "penalties": {name: dict(flaw.penalties) for name, flaw in flaws.FLAWS.items()},
-        "flaws": {name: flaw.meaning for name, flaw in flaws.FLAWS.items()}
-        | demo_plan.MEANINGS,
+        **about,
         "missing_labels": demo_plan.MISSING_LABELS,
     }
 

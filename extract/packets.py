@@ -193,17 +193,19 @@ def _chosen(container, path: pathlib.Path) -> tuple[int, int, list[str]]:
             raise ClipError(f"the {kind} is in an unknown format")
         if kind == "video" and len(known) > 1:
             known = _moving(path, known)
-        best = max(known, key=_preference)
+        # The first of those with the default flag, else the first that is primary.
+        best = max(
+            known,
+            key=lambda stream: (
+                bool(stream.disposition & _KINDS.default),
+                not stream.disposition & _SECONDARY,
+            ),
+        )
         if len(streams) > 1:
             number = list(streams).index(best) + 1
             notes.append(f"{len(streams)} {kind} streams: number {number} is taken")
         chosen.append(best.index)
     return *chosen, notes
-
-
-def _preference(stream) -> tuple[bool, bool]:
-    flags = stream.disposition
-    return bool(flags & _KINDS.default), not flags & _SECONDARY
 
 
 def _moving(path: pathlib.Path, videos: list) -> list:

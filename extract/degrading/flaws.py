@@ -1,6 +1,6 @@
 """All flaws by name, how strong they are drawn, and the labels that follow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,3 +61,12 @@ def draw_strength(flaw: str, rng: np.random.Generator) -> float:
     if flaw == "offset":
         return round(strength * sound_flaws.MAX_OFFSET) / sound_flaws.MAX_OFFSET
     return strength
+
+
+def described(names: Iterable[str]) -> dict[str, Any]:
+    """Says how labels follow from flaws and what each means, for `provenance`."""
+    return {
+        "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
+        "penalties": {name: dict(FLAWS[name].penalties) for name in names},
+        "flaws": {name: FLAWS[name].meaning for name in names},
+    }
