@@ -53,7 +53,7 @@ class Summary:
         info: the data set's description.
         rejected: clip and reason of each clip that could not be used.
         notes: clip and note, for clips that are in the set.
-        tally: what was measured now; the rest was measured earlier.
+        tally: what was measured now, not earlier.
     """
 
     info: schema.DatasetInfo
@@ -134,8 +134,8 @@ def build(
         What was done. The folder holds `rejected.csv` and `notes.csv` as well.
 
     Raises:
-        schema.InputError: for unusable arguments, a folder that holds something else,
-            no usable clip, or no usable clip for training.
+        schema.InputError: there is something else in the folder, no usable clip, or
+            none for training.
     """
     options = options or backends.options()
     out = pathlib.Path(out).absolute()

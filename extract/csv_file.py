@@ -136,10 +136,6 @@ def read(
         ragged: whether lines may be longer or shorter than the header, with empty
             cells for what is missing, and whether there may be none.
         name: what messages call the file; its path if empty.
-
-    Raises:
-        schema.InputError: it cannot be read, lacks a column or has one twice, has no
-            rows, or has a line of another length.
     """
     name, rows = name or str(path), []
     try:

@@ -24,7 +24,7 @@ class Collector:
     """Collects mono sound at `SAMPLE_RATE`, with the time stamps of its pieces."""
 
     def __init__(self, max_samples: int) -> None:
-        """Starts empty; sound beyond `max_samples` is dropped."""
+        """Drops sound beyond `max_samples`."""
         self.pieces: list[tuple[Fraction | None, np.ndarray]] = []
         self.notes: list[str] = []
         self._channels: list[tuple[Fraction | None, np.ndarray]] = []

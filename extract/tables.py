@@ -70,16 +70,9 @@ def _run(options: Options) -> None:
 
 
 def convert(options: Options) -> str:
-    """Writes the data set of one or two tables.
+    """Writes the data set of one or two tables; returns how many clips splits have.
 
     What `table` says once a clip must be equal in its rows there; it may be `frames`.
-
-    Returns:
-        How many clips each split has.
-
-    Raises:
-        schema.InputError: for a missing column, rows of a clip that differ, a clip
-            without frames, a cell that is no number, a score out of range.
     """
     table, frames = options.table, options.frames
     tasks = _named("task", options.task)

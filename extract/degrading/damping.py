@@ -166,14 +166,7 @@ def bend(
 
 
 def expression(activations: Float[np.ndarray, "S 52"]) -> float:
-    """Returns how much brows, smile and frown change over a clip.
-
-    Args:
-        activations: in the order of `landmarks.BLENDSHAPES`.
-
-    Returns:
-        The sum of their standard deviations.
-    """
+    """Returns the sum of the standard deviations of brows, smile and frown."""
     kinds = ("brow", "mouthSmile", "mouthFrown")
     columns = [name.startswith(kinds) for name in landmarks.BLENDSHAPES]
     return float(activations[:, columns].std(axis=0).sum())

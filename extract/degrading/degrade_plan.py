@@ -74,8 +74,8 @@ def draw(
         items: usable clips.
         contents: digests of their files by id.
         per_clip: copies of each, the flawless one among them.
-        chosen: flaws to plant, of `FLAWS`.
-        seed: another seed gives other flaws.
+        chosen: flaws to plant.
+        seed: another gives other flaws.
     """
     copies = []
     for item in items:
@@ -111,9 +111,6 @@ def _strengths(possible: Sequence[str], rng: np.random.Generator) -> dict[str, f
 
 def provenance(labels: pathlib.Path) -> dict[str, Any] | None:
     """Reads what a labels file is made of, where it was made by planting flaws.
-
-    Args:
-        labels: a labels CSV.
 
     Returns:
         The content of the `provenance.json` beside it, None where there is none.

@@ -26,17 +26,9 @@ MIN_SECONDS = 1.0  # shorter clips have no room for the largest offset
 
 
 def hear(path: pathlib.Path, max_seconds: float) -> Audio:
-    """Decodes a clip to its end and returns its sound, full scale 1 at most.
+    """Decodes a clip to its end and returns its sound, 640 samples a picture.
 
-    Args:
-        path: the video file.
-        max_seconds: longer clips are refused.
-
-    Returns:
-        640 samples a picture; 0 where the file has no sound.
-
-    Raises:
-        decode.ClipError: the clip cannot be used.
+    Full scale is 1 at most; 0 stands where the file has no sound.
     """
     media = decode.Media()
     for _ in pictures(path, media, max_seconds):
@@ -73,9 +65,6 @@ def plant(
         max_seconds: longer clips are refused.
         model: from `landmarks.find_model`.
         result: gets a row of `COLUMNS` for each flaw, as JSON; the copy is beside it.
-
-    Raises:
-        decode.ClipError: the clip cannot be used.
     """
     original, path = copy.original.path, result.with_suffix(".mp4")
     samples = np.load(heard)
@@ -120,11 +109,7 @@ def alike(other: Float[np.ndarray, " M"], samples: Audio, seed: int) -> Audio:
 
 
 def pictures(path: pathlib.Path, media: decode.Media, max_seconds: float) -> Pictures:
-    """Yields the pictures of a clip at 25 Hz, all of one even width and height.
-
-    Raises:
-        decode.ClipError: the clip cannot be used, or its pictures change their size.
-    """
+    """Yields the pictures of a clip at 25 Hz, all of one even width and height."""
     size = None
     for pixels in decode.frames(path, media, max_seconds=max_seconds):
         tall, wide = pixels.shape[:2]
@@ -138,16 +123,7 @@ def pictures(path: pathlib.Path, media: decode.Media, max_seconds: float) -> Pic
 def find_faces(
     path: pathlib.Path, model: pathlib.Path, max_seconds: float
 ) -> backends.Clip:
-    """Finds the face in each picture of a clip.
-
-    Args:
-        path: the video file.
-        model: from `landmarks.find_model`.
-        max_seconds: longer clips are refused.
-
-    Raises:
-        decode.ClipError: too few pictures show a face, or the clip cannot be used.
-    """
+    """Finds the face in each picture; `decode.ClipError` if too few show one."""
     faces = clip.watch(path, model, max_seconds, pictures=pictures)
     if faces.seen.mean() < damping.MIN_SHARE:
         raise decode.ClipError(
