@@ -267,10 +267,3 @@ def _named(name):
 )  # fmt: skip
 def test_other_content_is_refused_in_one_line(tmp_path, capsys, data, message):
     assert message in _refusal(tmp_path, capsys, data)
-
-
-def test_an_unknown_task_and_a_bad_range_are_refused(tmp_path, capsys):
-    assert "'luck'" in _refusal(tmp_path, capsys, _l0(), "--score_range=luck=1,5")
-    assert "is '5,1'; expected two numbers, the lowest score first" in _refusal(
-        tmp_path, capsys, _l0(), "--score_range=5,1"
-    )
