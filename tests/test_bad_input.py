@@ -27,7 +27,7 @@ import pytest
 from extract import decode, files, labels, run, sound
 from extract.backends import logmel
 from tests import media, test_score
-from tqa_jax import data, records, schema, score
+from tqa_jax import records, schema, score
 
 HOURS = 3 * 3600.0
 SECONDS = 0.4  # of most clips here: 10 rows
@@ -65,11 +65,6 @@ def _8k(time: float) -> np.ndarray:
     picture = np.full((270, 480, 3), 120, np.uint8)
     picture[:256, :256] = media.portrait()
     return picture.repeat(16, axis=0).repeat(16, axis=1)
-
-
-def _tone(seconds: float, gain: float) -> np.ndarray:
-    phase = 2 * np.pi * 200 * np.arange(round(seconds * media.RATE)) / media.RATE
-    return np.clip(gain * np.sin(phase), -1, 1).astype(np.float32)
 
 
 @functools.cache
@@ -169,8 +164,6 @@ def _make(folder: pathlib.Path) -> None:
     twice = np.repeat(eight.mean(axis=0), 2)
     more = {"sound": twice, "sound_rate": 96_000, **pcm}
     media.face(folder / "96 kHz.mkv", SECONDS, **more)
-    media.face(folder / "clipped.mkv", SECONDS, sound=_tone(SECONDS, 4.0), **pcm)
-    media.face(folder / "unclipped.mkv", SECONDS, sound=_tone(SECONDS, 0.9), **pcm)
     silence = np.zeros(round(SECONDS * media.RATE), np.float32)
     media.face(folder / "silent.mkv", SECONDS, sound=silence, **pcm)
 
@@ -258,7 +251,7 @@ def test_what_is_unusual_is_noted(ran):
 def test_clips_of_every_other_kind_and_name_are_in_the_set(ran):
     usable = {pathlib.PurePath(name).stem for name in NAMES}
     usable |= {"several faces", "8K", "1000 fps", "0 fps stated", "1000 fps stated"}
-    usable |= {"8 channels", "1 channel", "96 kHz", "clipped", "unclipped", "silent"}
+    usable |= {"8 channels", "1 channel", "96 kHz", "silent"}
     assert set(ran.clips) == usable
     for name, one in ran.clips.items():
         assert one.frames == ROWS.get(name, 10), name
@@ -289,17 +282,6 @@ def test_each_clip_has_one_printed_line(ran):
     assert not any("\r" in line for line in ran.lines)
 
 
-def test_the_finished_set_is_read_again(ran, capsys):
-    assert run.main(ran.arguments) == 3
-    assert "nothing had to be measured" in capsys.readouterr().out
-
-
-def test_the_audit_reads_the_set(ran, capsys):
-    assert data.main(["audit", str(ran.out), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert str(len(ran.clips)) in json.dumps(report)
-
-
 def _audio(one: records.Clip, name: str) -> np.ndarray:
     return one.features["audio"][:, logmel.FEATURES.index(name)]
 
@@ -316,33 +298,15 @@ def test_eight_channels_are_averaged_and_96_khz_keeps_its_time(ran):
     np.testing.assert_allclose(_level(ran.clips["96 kHz"]), _level(mono), atol=0.3)
 
 
-def test_clipping_is_measured(ran):
-    share = 1 - 2 / np.pi * np.arcsin(logmel._FULL_SCALE / 4)  # of a sine, at gain 4
-    inner = slice(1, -1)  # windows of the ends reach beyond the clip
-    clipped = _audio(ran.clips["clipped"], "clipped_share")[inner]
-    np.testing.assert_allclose(clipped, share, atol=0.05)
-    assert not _audio(ran.clips["unclipped"], "clipped_share").any()
-
-
-def test_of_several_faces_the_largest_is_measured(ran):
-    across = ran.clips["several faces"].features["keypoints"][:, 0::3]
-    alone = ran.clips["silent"].features["keypoints"][:, 0::3]
-    np.testing.assert_allclose(across.mean(), alone.mean() * 256 / 448, atol=0.005)
-
-
-def test_8k_pictures_are_measured_at_their_place(ran):
-    points = ran.clips["8K"].features["keypoints"]
-    alone = ran.clips["silent"].features["keypoints"]
-    across, down = points[:, 0::3].mean(), points[:, 1::3].mean()
-    np.testing.assert_allclose(across, alone[:, 0::3].mean() * 256 / 480, atol=0.005)
-    np.testing.assert_allclose(down, alone[:, 1::3].mean() * 256 / 270, atol=0.01)
-
-
-def test_1000_fps_is_25_rows_a_second(ran):
-    points = ran.clips["1000 fps"].features["keypoints"]
-    np.testing.assert_allclose(
-        points, ran.clips["plain"].features["keypoints"], atol=0.02
-    )
+@pytest.mark.parametrize(
+    "name, width, height",
+    [("several faces", 448, 256), ("8K", 480, 270), ("1000 fps", 256, 256)],
+)
+def test_the_largest_face_is_measured_at_its_place(ran, name, width, height):
+    points, alone = (ran.clips[one].features["keypoints"] for one in (name, "silent"))
+    for axis, size in ((0, width), (1, height)):
+        place, wanted = (x[:, axis::3].mean() for x in (points, alone))
+        np.testing.assert_allclose(place, wanted * 256 / size, atol=0.01)
 
 
 def _read(path) -> tuple[int, np.ndarray, decode.Media]:
@@ -361,40 +325,18 @@ def test_sound_of_any_rate_keeps_its_time(tmp_path, rate):
 
 
 @pytest.mark.parametrize(
-    "layout, codec, suffix",
-    [
-        ("7.1", "pcm_s16le", ".mkv"),
-        ("8 channels", "pcm_f32le", ".mkv"),
-        ("16 channels", "pcm_s16le", ".mkv"),
-        ("7.1", "flac", ".mkv"),
-    ],
-)
-def test_channels_are_averaged(tmp_path, layout, codec, suffix):
-    count = 16 if "16" in layout else 8
-    levels = np.arange(count, dtype=np.float32)[:, None] / count
-    channels = np.broadcast_to(levels, (count, media.RATE))
-    more = {"sound": channels, "layout": layout, "sound_codec": codec}
-    _, samples, _ = _read(media.simple(tmp_path / f"a{suffix}", 1.0, **more))
-    np.testing.assert_allclose(samples[1000:-1000], levels.mean(), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "name", ["-dash.mp4", "12:30.mp4", "http:x.mp4", "concat:a.mp4", "data:,a.mp4"]
+    "name",
+    ["-dash.mp4", "12:30.mp4", "http:x.mp4", "concat:a.mp4", "data:,a.mp4"]
+    + [b"bytes\xff.mp4".decode("utf-8", "surrogateescape")],
 )
 def test_a_name_is_never_an_address(tmp_path, monkeypatch, name):
-    media.simple(tmp_path / name)
+    media.simple(tmp_path / "a.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert _read(pathlib.Path(name))[0] == 25
 
 
-def test_bytes_that_are_no_text_may_be_in_a_name(tmp_path):
-    path = media.simple(tmp_path / "a.mp4")
-    odd = path.rename(tmp_path / b"bytes\xff.mp4".decode("utf-8", "surrogateescape"))
-    assert _read(odd)[0] == 25
-
-
 @pytest.mark.parametrize("start", [b"", b"\0\0\0\x18ftypisom", b"RIFF\0\0\1\0AVI "])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_bytes_are_no_video(tmp_path, start, seed):
     path = tmp_path / "a.mp4"
     path.write_bytes(start + np.random.default_rng(seed).bytes(20_000))
@@ -516,66 +458,34 @@ def _can_mount() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _on_disk(base: pathlib.Path, options: list[str]):
-    """Runs the same command on a disk of each option; returns steps and errors."""
-    folder, place = base / "clips", base / "disk"
+@pytest.mark.slow
+@pytest.mark.skipif(not _can_mount(), reason="file systems cannot be mounted here")
+def test_a_full_disk_keeps_what_is_measured_and_the_command_goes_on(tmp_path):
+    folder, place = tmp_path / "clips", tmp_path / "disk"
     folder.mkdir()
     place.mkdir()
     media.face(folder / "a.mp4", SECONDS)
     for number, name in enumerate(("b.mp4", "c.mp4", "d.mp4"), 1):
         (folder / name).write_bytes(_free(folder / "a.mp4", number))
     names = [file.name for file in files.videos(folder)]
-    table = _write_labels(base / "labels.csv", names)
-    command = [*_MOUNTS, sys.executable, "-c", _IN_MOUNTS, place, json.dumps(options)]
-    command += [f"--clips={folder}", f"--labels={table}", f"--out={place / 'set'}"]
-    ended = subprocess.run(
-        [*map(str, command), "--num_workers=1"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    marks = [one for one in ended.stdout.splitlines() if one.startswith("STEP ")]
-    assert len(marks) == len(options), ended.stderr
-    steps = [json.loads(one.removeprefix("STEP ")) for one in marks]
-    errors = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
-    return place, steps, errors, ended.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not _can_mount(), reason="file systems cannot be mounted here")
-def test_a_full_disk_keeps_what_is_measured_and_the_command_goes_on(tmp_path):
+    table = _write_labels(tmp_path / "labels.csv", names)
     # The five features of a clip of 10 rows take 80 kB, 40 kB more in the set.
-    sizes = ["size=144k", "size=380k", "size=4m"]
-    place, steps, errors, said = _on_disk(tmp_path, sizes)
+    options = json.dumps(["size=144k", "size=380k", "size=4m"])
+    command = [*_MOUNTS, sys.executable, "-c", _IN_MOUNTS, place, options]
+    command += [f"--clips={folder}", f"--labels={table}", f"--out={place / 'set'}"]
+    command = [*map(str, command), "--num_workers=1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    marks = [one for one in ended.stdout.splitlines() if one.startswith("STEP ")]
+    steps = [json.loads(one.removeprefix("STEP ")) for one in marks]
+    assert [status for status, _ in steps] == [2, 2, 0], ended.stderr
     features, made = str(place / "set.features"), str(place / "set")
-    assert [status for status, _ in steps] == [2, 2, 0]
     kept = [sorted({*found[features]} - {".lock"}) for _, found in steps]
     assert 5 <= len(kept[0]) < 10 and len(kept[1]) == len(kept[2]) == 20
     assert all(name.endswith(".npz") for names in kept for name in names)
-    assert [found[str(place)] for _, found in steps] == [
-        ["set.features"],
-        ["set.features"],
-        ["set", "set.features"],
-    ]
-    assert "dataset.json" in steps[2][1][made]
-    assert len(errors) == 2
+    assert [made in found for _, found in steps] == [False, False, True]
+    errors = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
     for line, what in zip(errors, (features, made), strict=True):
-        assert line.startswith(
-            f"error: {what} cannot be written: No space left on device; the same "
-            "command goes on with "
-        )
-    assert "nothing had to be measured" in said
-    assert "4 clips in the set, 0 rejected" in said
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not _can_mount(), reason="file systems cannot be mounted here")
-def test_a_read_only_disk_is_one_line_before_any_work(tmp_path):
-    # Permissions do not stop root; a file system that is read-only does.
-    place, steps, errors, said = _on_disk(tmp_path, ["ro"])
-    assert steps == [[2, {str(place): []}]]
-    assert len(errors) == 1
-    assert errors[0].startswith(
-        f"error: {place / 'set'} cannot be written: Read-only file system"
-    )
-    assert said.count("\n") == 1
+        message = f"error: {what} cannot be written: No space left on device; the same "
+        assert line.startswith(message + "command goes on with ")
+    assert "nothing had to be measured" in ended.stdout
+    assert "4 clips in the set, 0 rejected" in ended.stdout

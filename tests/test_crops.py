@@ -50,14 +50,6 @@ def test_eyes_nose_and_mouth_come_to_the_same_places(scale, angle):
     assert overlap > 0.7
 
 
-def test_a_similarity_is_found_back():
-    rng = np.random.default_rng(0)
-    source = rng.normal(size=(5, 2))
-    turn = np.array([[0.6, -0.8], [0.8, 0.6]]) * 3
-    found = crops._similarity(source, source @ turn.T + (4, 5))
-    np.testing.assert_allclose(found, np.column_stack([turn, (4, 5)]), atol=1e-12)
-
-
 def test_a_real_face_is_upright_and_in_the_middle():
     still = media.portrait()
     with landmarks.tracker(landmarks.find_model()) as find:

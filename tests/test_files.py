@@ -7,7 +7,7 @@ import pytest
 
 from extract import files, labels
 from tests import media
-from tqa_jax import schema, score
+from tqa_jax import schema
 
 TIMES = [frame / 25 for frame in range(5)]
 
@@ -129,11 +129,3 @@ def test_a_long_or_odd_name_is_not_there(tmp_path):
     for name in ("x" * 5000, "a\0b", "/", "..", "."):
         with pytest.raises(schema.InputError, match="line 2: clip .* is not in"):
             _read(tmp_path / "clips", f"clip,overall\n{name},3\n")
-
-
-def test_score_takes_what_is_named_and_lists_the_rest(tmp_path):
-    _touch(tmp_path, "a.mp4", "._a.mp4", "b.dat", "s/c.vob")
-    named = [tmp_path, tmp_path / "b.dat", tmp_path / "._a.mp4"]
-    assert [path.name for path in score._videos(named)] == (
-        ["a.mp4", "c.vob", "b.dat", "._a.mp4"]
-    )

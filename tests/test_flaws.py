@@ -33,10 +33,6 @@ def _shown(flaw, frames, strength, seed=0, x264=""):
     return np.stack(list(flaws.plant("picture", iter(frames), {flaw: strength}, scene)))
 
 
-def _sharpness(frames):
-    return float(np.abs(np.diff(frames.astype(np.float64), axis=2)).mean())
-
-
 def test_equal_seeds_give_equal_flaws(audio, frames):
     for flaw in flaws.SOUND:
         one, two = (_sound(flaw, audio, 0.7, 4, audio[::-1]) for _ in range(2))
@@ -46,11 +42,6 @@ def test_equal_seeds_give_equal_flaws(audio, frames):
         one, two = (_shown(flaw, frames, 0.7, 4, encode.SAME_BYTES) for _ in range(2))
         assert one.shape == frames.shape and np.any(one != frames)
         np.testing.assert_array_equal(one, two)
-
-
-def test_offsets_go_both_ways():
-    signs = {np.sign(sound_flaws.offset_frames(1.0, seed)) for seed in range(20)}
-    assert signs == {-1, 1}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -100,15 +91,6 @@ def test_swap_replaces_the_planned_share_in_one_stretch(audio, strength):
     np.testing.assert_array_equal(mixed[inner], other[inner])
 
 
-def test_blur_and_compression_take_detail_with_strength(frames):
-    for flaw, least in (("blur", 0.7), ("compression", 0.98)):
-        made = [frames, *(_shown(flaw, frames, strength) for strength in STRENGTHS)]
-        sharp = [_sharpness(one) for one in made]
-        assert sharp[-1] < least * sharp[0], flaw
-        errors = [np.abs(one.astype(float) - frames).mean() for one in made]
-        assert errors == sorted(errors) and errors[3] > 2 * errors[1]
-
-
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("seed", range(5))
 def test_frozen_frames_do_not_differ_and_have_the_planned_share(frames, strength, seed):
@@ -120,13 +102,6 @@ def test_frozen_frames_do_not_differ_and_have_the_planned_share(frames, strength
     np.testing.assert_array_equal(held[1:][~still], frames[1:][~still])
 
 
-@pytest.mark.parametrize("count", range(1, 10))
-def test_short_clips_freeze_as_well(count):
-    for seed in range(20):
-        still = np.diff(picture_flaws.freeze_picks(count, 1.0, seed)) == 0
-        assert still.sum() == round(picture_flaws.MAX_FROZEN * (count - 1))
-
-
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_jitter_shows_the_planned_share_at_another_instant(strength):
     off = picture_flaws.jitter_picks(400, strength, 7) - np.arange(400)
@@ -136,10 +111,6 @@ def test_jitter_shows_the_planned_share_at_another_instant(strength):
 
 
 # The labels that follow.
-
-
-def test_a_flawless_clip_has_the_best_score_everywhere():
-    assert flaws.labels({}) == {task.name: 5.0 for task in schema.TASKS}
 
 
 @pytest.mark.parametrize("flaw", flaws.FLAWS)

@@ -77,18 +77,6 @@ def test_change_is_what_compares_rows():
         assert flag == compares, name
 
 
-def test_mel_bands_are_split_where_the_name_says():
-    from extract.backends import logmel
-
-    found, _ = groups.of(modality("logmel", 145))
-    low = {logmel.FEATURES[c] for c in found[0].columns}
-    assert found[0].name == "mel bands below 1.7 kHz"
-    assert low == {f"mel{band:02d}_db" for band in range(32)}
-    librosa = pytest.importorskip("librosa")
-    edges = librosa.mel_frequencies(n_mels=66, fmin=0, fmax=8000)
-    assert edges[32] < 1700 < edges[33]  # Centres of bands 31 and 32.
-
-
 def test_points_are_those_of_the_mesh():
     tasks = pytest.importorskip("mediapipe.tasks.python.vision.face_landmarker")
     mesh = tasks.FaceLandmarksConnections

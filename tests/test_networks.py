@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from extract.networks import resnet, syncnet, wav2vec2, wav2vec2_layers
+from extract.networks import resnet, syncnet, wav2vec2
 from tests import checkpoints
 from tqa_jax import schema
 
@@ -151,14 +151,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(network):
             network.read(tensors)
 
 
-@pytest.mark.parametrize("name", ["resnet", "hubert"])
-def test_unknown_tensors_are_refused(tmp_path, name):
-    network = NETWORKS[name](tmp_path)
-    more = {f"{name}.adapter.weight": np.zeros(3)}
-    with pytest.raises(schema.InputError, match="the unknown tensor adapter.weight"):
-        network.read(network.tensors | more)
-
-
 def test_all_layouts_give_the_same_parameters(tmp_path):
     layouts = [dict(prefix=None), dict(prefix=""), dict(parametrized=False)]
     for write, module, changes in (
@@ -223,16 +215,6 @@ def test_what_follows_a_clip_changes_nothing(hubert):
     assert not zeros[3].any()  # Too short for a frame.
 
 
-def test_long_clips_are_computed_in_parts_with_the_same_result(hubert, monkeypatch):
-    batch = padded([clip(8_400, 1), clip(20_000, 2), clip(3_000, 3)])
-    whole = run(hubert, *batch)
-    monkeypatch.setattr(wav2vec2_layers, "_STRETCH", 7)
-    monkeypatch.setattr(wav2vec2_layers, "_QUERIES", 13)
-    assert whole.shape[1] == 62  # A multiple of neither.
-    anew = hubert._replace(run=lambda *arguments: hubert.run(*arguments))
-    np.testing.assert_allclose(run(anew, *batch), whole, atol=1e-5)
-
-
 def test_two_minutes_need_less_than_a_gigabyte():
     module = wav2vec2.Wav2Vec2()
     samples = jax.ShapeDtypeStruct((1, 120 * 16_000), jnp.float32)
@@ -241,28 +223,6 @@ def test_two_minutes_need_less_than_a_gigabyte():
     program = jax.jit(module.apply).lower(params, samples, lengths).compile()
     # The scores of all layers and heads would be 20 GB, the widest activation 0.8 GB.
     assert program.memory_analysis().temp_size_in_bytes < 1e9
-
-
-def test_frames_lie_where_their_samples_do():
-    layers = list(zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True))
-    for num_samples in (0, 399, 400, 719, 720, 16_000, 80_001):
-        count = num_samples
-        for size, stride in layers:
-            count = max(0, (count - size) // stride + 1)
-        assert wav2vec2.num_frames(num_samples) == count
-    first = last = np.arange(50)
-    for size, stride in layers[::-1]:
-        first, last = first * stride, last * stride + size - 1
-    expected = (first + last) / 2 / 16_000
-    np.testing.assert_allclose(wav2vec2.frame_seconds(50), expected, rtol=1e-12)
-
-
-def test_a_clip_is_normalised_and_silence_stays_silent():
-    noise = 0.3 + 0.01 * np.random.default_rng(0).standard_normal(4_000)
-    found = wav2vec2.prepare(noise)
-    np.testing.assert_allclose(found, (noise - 0.3) / 0.01, atol=0.1)
-    assert abs(found.mean()) < 1e-4 and abs(found.std() - 1) < 1e-3
-    assert not wav2vec2.prepare(np.zeros(500)).any()
 
 
 def test_the_first_convolution_of_faces_is_the_same_on_every_device():

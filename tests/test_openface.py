@@ -47,13 +47,6 @@ def test_beside_a_missing_line_the_nearest_is_taken(tmp_path):
     np.testing.assert_allclose(values[mask, 0], expected, atol=2e-4)
 
 
-def test_no_value_is_made_up_across_a_gap(tmp_path):
-    times = [0.0, 0.04, 0.08, *(round(0.4 + 0.04 * row, 2) for row in range(7))]
-    values, mask = openface.read(_table(tmp_path / "a.csv", timestamp=times), 17, [])
-    np.testing.assert_array_equal(np.flatnonzero(~mask), np.arange(3, 10))
-    np.testing.assert_allclose(values[10, 0], 0.3, atol=1e-6)
-
-
 def test_lines_without_a_time_are_the_frames_of_the_clip(tmp_path):
     times = _times(10, 0.08)
     for columns in ({}, {"timestamp": _times(10, 0.001)}):

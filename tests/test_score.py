@@ -48,24 +48,13 @@ def measure(path):
     return clip.observe(path, backends.options())
 
 
-def make_scorer(path, clip_file, *, half_width=0.5, members=1, **changed):
-    """A scorer of an untrained network whose reference is one clip."""
+@functools.cache
+def _untrained(clip_file):
+    """A run of an untrained network, and the reference of its one clip."""
     measured = measure(clip_file)
     whole = schema.Schema(backends.describe(backends.options()), schema.TASKS)
-    if changed:
-        first, *rest = whole.modalities
-        whole = schema.Schema(
-            (schema.Modality(**{**vars(first), **changed}), *rest), whole.tasks
-        )
-    rows = {
-        modality.name: values[mask]
-        for modality, values, mask in zip(
-            whole.modalities,
-            measured.features.values(),
-            measured.frame_mask.values(),
-            strict=True,
-        )
-    }
+    masks = measured.frame_mask
+    rows = {name: x[masks[name]] for name, x in measured.features.items()}
     transforms = preprocess.fit(lambda: [rows], whole.widths, pca={"keypoints": 5})
     config = smoke.get_config()
     model = models.from_config(
@@ -77,22 +66,26 @@ def make_scorer(path, clip_file, *, half_width=0.5, members=1, **changed):
         None,
         None,
     )
-    fitted = reference.fit(lambda: [windows])
+    members = [
+        jax.tree.map(np.asarray, model.init(jax.random.key(seed))) for seed in range(2)
+    ]
     found = run_lib.Run().but(
         config=config,
         schema=whole,
         transforms=transforms,
         model=model,
-        members=[
-            jax.tree.map(np.asarray, model.init(jax.random.key(seed)))
-            for seed in range(members)
-        ],
-        results={
-            "confidence": {
-                "level": 0.95,
-                "tasks": {"overall": {"half_width": half_width}},
-            }
-        },
+        members=members,
+    )
+    return found, reference.fit(lambda: [windows])
+
+
+def make_scorer(path, clip_file, *, half_width=0.5, members=1):
+    """A scorer of an untrained network whose reference is one clip."""
+    found, fitted = _untrained(clip_file)
+    confidence = {"level": 0.95, "tasks": {"overall": {"half_width": half_width}}}
+    found = found.but(
+        members=found.members[:members],
+        results={"confidence": confidence},
     )
     statistics = {
         f"{name}/{field}": value
@@ -167,11 +160,6 @@ def test_timeline_scores_stretches_of_two_seconds(clips, scorer, scored):
         assert found["timeline"][1]["scores"][task] == pytest.approx(value, abs=1e-5)
 
 
-def test_numbers_have_no_more_digits_than_they_are_worth(scored):
-    for number in re.findall(r"-?\d+\.\d+", json.dumps(scored[0])):
-        assert len(number.strip("-0").replace(".", "").strip("0")) <= 6, number
-
-
 def test_a_terminal_gets_a_short_table(clips, scorer, scored, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     status, out, err = run(capsys, clips / "a.mp4", f"--scorer={scorer}")
@@ -206,12 +194,6 @@ def test_a_stretch_in_which_nothing_was_measured_is_said_and_not_scored(clips, s
         mask[:] = False
     with pytest.raises(scorers.ScorerError, match="nothing to score"):
         score.score_features(judge, features, masks)
-
-
-def test_a_distance_is_worth_a_warning_from_one_and_a_half():
-    masks = {"audio": np.ones(50, bool)}
-    for distance, said in ((1.04, 0), (1.44, 0), (1.5, 1), (2.0, 1)):
-        assert len(score._warnings(25, masks, {"audio": distance})) == said
 
 
 def test_rows_are_written_as_they_come_and_survive_a_stop(
@@ -251,17 +233,6 @@ def test_rows_are_written_as_they_come_and_survive_a_stop(
     assert "a reason" in page.read_text()
 
 
-def test_the_suffix_of_out_chooses_how_scores_are_written(clips, scorer, tmp_path):
-    one, both = tmp_path / "a.csv", tmp_path / "both.json"
-    common = f"--scorer={scorer}"
-    assert score.main([str(clips / "a.mp4"), common, f"--out={one}"]) == 0
-    (row,) = csv.DictReader(io.StringIO(one.read_text()))
-    assert score.main([str(clips), common, f"--out={both}"]) == 3
-    first, second = json.loads(both.read_text())
-    assert float(row["overall"]) == first["scores"]["overall"]["value"]
-    assert "not a readable video" in second["error"]
-
-
 def test_page_shows_the_scores_and_asks_for_nothing(scored):
     found, page = scored
     for task, one in found["scores"].items():
@@ -283,17 +254,6 @@ def test_a_folder_gives_a_row_a_clip_and_tells_of_failures(clips, scorer, capsys
     assert rows[0]["lip_sync_low"] == "" and rows[0]["error"] == ""
     assert rows[1]["overall"] == "" and "not a readable video" in rows[1]["error"]
     assert "b.mp4: not scored: not a readable video" in err
-
-
-def test_a_scorer_whose_tasks_would_double_a_column_is_refused(
-    clips, scorer, tmp_path, capsys, monkeypatch
-):
-    judge = score.scorer.load(scorer)
-    judge.schema["tasks"][0]["name"] = "seconds"
-    monkeypatch.setattr(score.scorer, "load", lambda path: judge)
-    status, _, err = run(capsys, clips, f"--scorer={scorer}")
-    assert status == 2 and "error: task name 'seconds' is taken" in err
-    assert err.count("\n") == 1
 
 
 def test_names_with_markup_are_escaped(clips, scorer, tmp_path, capsys):
@@ -325,32 +285,29 @@ def test_what_a_person_should_know_of_a_clip_is_said(clips, scorer, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("part", "changed", "said"),
     [
-        ({"version": "0"}, "visual of backend nss with version '0'.*installation has"),
-        ({"backend": "cnn"}, "visual of backend 'cnn', .* has nss"),
-        ({"checksum": "0" * 64}, "with checksum"),
+        ("modalities", {"version": "0"}, "visual of backend nss with version '0'.*has"),
+        ("modalities", {"backend": "cnn"}, "visual of backend 'cnn', .* has nss"),
+        ("modalities", {"checksum": "0" * 64}, "with checksum"),
+        ("modalities", {"name": "thermal"}, "thermal of backend 'nss', which this ins"),
         (
+            "modalities",
             {"backend": "resnet101", "description": "; weights: local file net.bin"},
             r"give them by --visual_weights \(checksum ",
         ),
+        ("tasks", {"name": "seconds"}, "task name 'seconds' is taken"),
     ],
 )
-def test_other_extractors_are_refused(clips, tmp_path, capsys, changed, said):
-    path = make_scorer(tmp_path / "other.npz", clips / "a.mp4", **changed)
-    status, out, err = run(capsys, clips / "a.mp4", f"--scorer={path}")
+def test_scorers_that_do_not_fit_are_refused(
+    clips, scorer, capsys, monkeypatch, part, changed, said
+):
+    judge = scorers.load(scorer)
+    judge.schema[part][0].update(changed)
+    monkeypatch.setattr(score.scorer, "load", lambda path: judge)
+    status, out, err = run(capsys, clips / "a.mp4", f"--scorer={scorer}")
     assert status == 2 and out == ""
     assert re.search(f"^error: .*{said}", err) and err.count("\n") == 1
-
-
-def test_a_modality_that_no_extractor_makes_is_refused(clips, tmp_path, capsys):
-    path = make_scorer(tmp_path / "other.npz", clips / "a.mp4", name="thermal")
-    status, _, err = run(capsys, clips / "a.mp4", f"--scorer={path}")
-    assert (
-        status == 2
-        and "trained on thermal of backend 'nss', which this installation does not make"
-        in err
-    )
 
 
 def test_a_clip_whose_sound_is_longer_has_its_page(scorer, tmp_path, capsys):
@@ -365,13 +322,6 @@ def test_a_clip_whose_sound_is_longer_has_its_page(scorer, tmp_path, capsys):
     status, out, _ = run(capsys, path, f"--scorer={scorer}", f"--html={page}")
     assert status == 0 and json.loads(out)["seconds"] == 1.6
     assert page.read_text().count("data:image/jpeg;base64,") == 8
-
-
-def test_intervals_stay_in_the_range_of_a_score_outside_it(scorer):
-    judge = scorers.load(scorer)
-    task = {"name": "overall", "low": 1, "high": 5}
-    assert score._interval(judge, task, 7.0) == (5, 5)
-    assert score._interval(judge, task, 4.8) == (pytest.approx(4.3), 5)
 
 
 @pytest.mark.parametrize("width", ["abc", [1], -1, True])

@@ -76,23 +76,6 @@ def test_windows_of_sound_begin_at_their_rows():
     )
 
 
-def test_windows_without_sound_are_marked():
-    present = np.ones(640 * 30, bool)
-    present[: 640 * 3] = False
-    _, heard = syncnet_input.sound_windows(speech(640 * 30), present)
-    # Of window 2 one row of five is missing, which is let pass.
-    np.testing.assert_array_equal(heard, np.arange(25) >= 2)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 4, 5, 6])
-def test_short_clips_have_few_windows(rows):
-    samples = speech(640 * rows)
-    windows, heard = syncnet_input.sound_windows(samples, np.ones(len(samples), bool))
-    assert windows.shape == (max(0, rows - 5), 20, 13) and len(heard) == len(windows)
-    starts = syncnet_input.face_windows(np.ones(rows, bool))
-    np.testing.assert_array_equal(starts, np.arange(max(0, rows - 4)))
-
-
 def test_windows_of_faces_have_five_in_a_row():
     seen = np.ones(20, bool)
     seen[[3, 12]] = False
@@ -161,13 +144,6 @@ def test_crops_equal_the_public_code():
         assert np.abs(found[row].astype(int) - expected).mean() < 0.5, row
 
 
-def test_outside_of_the_picture_is_grey():
-    pixels = np.zeros((100, 100, 3), np.uint8)
-    found, _ = run([pixels], [mesh(0, 0, 50, 50, 100, 100)])
-    # The square is 70 wide from -10 on: a seventh of it lies left of the picture.
-    assert (found[0][:, :30] == 110).all() and (found[0][:, 34:] == 0).all()
-
-
 def test_rows_without_a_face_have_no_crop():
     pictures = [np.full((80, 80, 3), row, np.uint8) for row in range(12)]
     face = mesh(20, 20, 60, 60, 80, 80)
@@ -176,16 +152,3 @@ def test_rows_without_a_face_have_no_crop():
     # Each crop is of its own picture, and a face that stays has the same box.
     for row, crop in zip((1, 2, 3, 6, 7, 8, 9, 10), found, strict=True):
         np.testing.assert_array_equal(crop, row)
-
-
-def test_a_cut_is_not_smoothed():
-    pixels = np.zeros((100, 200, 3), np.uint8)
-    pixels[:, 100:] = 255
-    faces = [mesh(20, 20, 60, 60, 200, 100), mesh(140, 20, 180, 60, 200, 100)]
-    found, _ = run([pixels] * 20, [faces[0]] * 10 + [faces[1]] * 10)
-    assert all((crop == 0).all() for crop in found[:10])
-    assert all((crop == 255).all() for crop in found[10:])
-
-
-def test_no_rows_have_no_crops():
-    assert syncnet_input.Cropper().finish() == []

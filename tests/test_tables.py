@@ -99,17 +99,6 @@ def test_without_frames_a_clip_is_one_row_and_empty_cells_are_missing(tmp_path):
     assert np.isnan(found[CLIPS[1]].labels).all()
 
 
-def test_one_table_may_have_frames_and_scores(tmp_path):
-    rows = [[clip, row, i / 2] for i, clip in enumerate(CLIPS) for row in range(2)]
-    path = _write(tmp_path / "scores.csv", ["Image", "sharp", "MOS"], rows)
-    more = [f"--frames={path}", "--frame_modality=visual=sharp"]
-    command = [c for c in _command(tmp_path, *more, frames=False) if "=sound" not in c]
-    assert tables.main(command) == 0
-    clip = _clips(tmp_path / "set")[CLIPS[3]][1]
-    np.testing.assert_array_equal(clip.features["visual"][:, 0], [0, 1])
-    assert clip.labels == [1.5]
-
-
 def test_every_source_is_tested_in_one_fold_and_validated_in_another(tmp_path):
     _scores(tmp_path)
     seen: dict[str, list[tuple[str, ...]]] = {"test": [], "validation": []}

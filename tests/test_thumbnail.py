@@ -45,17 +45,6 @@ def test_a_strip_covers_the_clip_evenly(clip):
     np.testing.assert_allclose(levels, 250 * (np.arange(5) + 0.5) / 5, atol=10)
 
 
-def test_a_strip_longer_than_the_clip_repeats(tmp_path):
-    path = media.write(
-        tmp_path / "b.mkv",
-        times=[0, 0.04],
-        picture=lambda time: np.full((64, 64, 3), 200 if time else 20, np.uint8),
-        sound=np.zeros(media.RATE // 10, np.float32),
-    )
-    found = thumbnail.strip(path, 4, size=64, max_seconds=9)
-    assert len(found) == 4 and shown(found[0]).mean() < 60 < shown(found[3]).mean()
-
-
 def test_what_is_no_video_says_so(tmp_path):
     (tmp_path / "c.mp4").write_bytes(b"nothing")
     with pytest.raises(decode.ClipError):
