@@ -2,7 +2,7 @@
 
     python -m tqa_jax.main --config=configs/smoke.py
 
-Half a minute on two CPU cores. Its scores mean nothing.
+Half a minute on two idle CPU cores, a minute the first time. Its scores mean nothing.
 """
 
 import ml_collections

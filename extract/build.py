@@ -152,7 +152,7 @@ def build(
     ]
     # Of everything that the content of the set depends on.
     request = measure.digest([listed, of.to_json(), name, dtype])
-    if there := _there(out, request):
+    if there := _there(out, of, request):
         return there
     landmarks.check_library(model)
     store = measure.Store(features or out.with_name(out.name + ".features"))
@@ -284,7 +284,7 @@ def _records(
         )
 
 
-def _there(out: pathlib.Path, request: str) -> Summary | None:
+def _there(out: pathlib.Path, of: schema.Schema, request: str) -> Summary | None:
     """Returns the summary of the set that is there, if it is the one asked for.
 
     Raises:
@@ -302,7 +302,14 @@ def _there(out: pathlib.Path, request: str) -> Summary | None:
             "--out or remove it"
         )
     if made != request:
-        _logger.info("%s holds another data set of clips; it will be replaced", out)
+        now = {modality.name for modality in of.modalities}
+        gone = [one.name for one in info.schema.modalities if one.name not in now]
+        _logger.info(
+            "%s was made of other labels, clips, splits or backends%s; it will be "
+            "replaced",
+            out,
+            f" and has {', '.join(gone)}, which is not asked for now" if gone else "",
+        )
         return None
     with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
         rejected = tuple((row["clip"], row["reason"]) for row in csv.DictReader(file))

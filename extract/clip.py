@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from extract import backends, decode, jobs, landmarks, sound
+from tqa_jax import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,12 @@ def observe(
         if hasattr(setting.module, "network"):
             pending[setting.name] = measured
         else:
+            wanted = clip.rows, backends.width(setting)
+            if measured.shape != wanted or mask.shape != wanted[:1]:
+                raise schema.InputError(
+                    f"{setting.module.__file__} gave features {measured.shape} and a "
+                    f"mask {mask.shape}; expected {wanted} and {wanted[:1]}"
+                )
             measured[~mask] = np.nan
             parts[setting.name] = measured
         clock.spent(setting.modality)

@@ -79,6 +79,39 @@ def dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(folder)])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            (".reshape(clip.rows, -1).all(", "[640:].reshape(clip.rows - 1, -1).all("),
+            r"energy.py gave features \(15, 1\) and a mask \(14,\); expected \(15, 1\)",
+        ),
+        (
+            ("np.float32), heard", "np.float32).repeat(2, axis=-1), heard"),
+            r"energy.py gave features \(15, 2\) .* expected \(15, 1\)",
+        ),
+        (('VERSION = "1"', ""), "energy.py says no VERSION"),
+        (("FEATURES = ", "NAMES = "), "energy.py says no FEATURES"),
+        (("def make(", "def make(("), "backend energy cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_wrong_file_is_one_line_and_nothing_of_it_is_kept(
+    dropped, tmp_path, change, message
+):
+    file = tmp_path / "elsewhere" / "extract" / "backends" / "energy.py"
+    file.write_text(ENERGY.replace(*change))
+    path = media.face(tmp_path / "a.mp4", 0.6)
+    for name in ("energy", "stripes"):
+        sys.modules.pop(f"extract.backends.{name}", None)
+    backends.load.cache_clear()
+    try:
+        with pytest.raises(schema.InputError, match=message):
+            clip.observe(path, backends.options(energy="energy"))
+    finally:
+        sys.modules.pop("extract.backends.energy", None)
+        backends.load.cache_clear()
+
+
 @pytest.mark.parametrize("name", backends.names())
 def test_each_backend_says_what_the_contract_asks(name):
     module = backends.load(name)

@@ -220,8 +220,23 @@ def names() -> list[str]:
 
 @functools.cache
 def load(name: str) -> types.ModuleType:
-    """Imports a backend."""
-    return importlib.import_module(f"{__name__}.{name}")
+    """Imports a backend.
+
+    Raises:
+        schema.InputError: its file cannot be imported or lacks what it must say.
+    """
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+    except Exception as error:
+        raise schema.InputError(
+            f"the backend {name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    needed = ("MODALITY", "VERSION", "DESCRIPTION", "make")
+    if missing := [word for word in needed if not hasattr(module, word)]:
+        raise schema.InputError(f"{module.__file__} says no {', '.join(missing)}")
+    if not (hasattr(module, "FEATURES") or hasattr(module, "width")):
+        raise schema.InputError(f"{module.__file__} says no FEATURES")
+    return module
 
 
 def named_by_option() -> list[str]:
@@ -478,15 +493,19 @@ def part(setting: Setting) -> schema.Modality:
     low = "" if setting.dtype == "float32" else _SEPARATOR + setting.dtype
     return schema.Modality(
         name=setting.modality,
-        width=module.width(setting)
-        if hasattr(module, "width")
-        else len(module.FEATURES),
+        width=width(setting),
         backend=setting.backend,
         version=module.VERSION + low,
         checksum=checksum,
         description=description,
         features=() if hasattr(module, "width") else tuple(module.FEATURES),
     )
+
+
+def width(setting: Setting) -> int:
+    """Returns the number of features of one backend."""
+    module = setting.module
+    return module.width(setting) if hasattr(module, "width") else len(module.FEATURES)
 
 
 def dtype(version: str) -> str:
