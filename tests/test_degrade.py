@@ -1,6 +1,5 @@
 import csv
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
@@ -18,7 +17,6 @@ from extract.backends import correlation as sync
 from extract.build import Item
 from extract.degrading import (
     Scene,
-    damping,
     degrade_plan,
     flaws,
     picture_flaws,
@@ -75,7 +73,7 @@ def _greys(path):
 
 
 @pytest.mark.parametrize("flaw", sorted(set(degrade_plan.FLAWS) - {"damping"}))
-@pytest.mark.parametrize("strength", (0.25, 0.5, 1.0))
+@pytest.mark.parametrize("strength", (0.25, 1.0))
 def test_flaws_are_measured_as_planted(original, heard, tmp_path, flaw, strength):
     row = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
     meant = {
@@ -131,25 +129,6 @@ def test_damping_takes_expression_and_leaves_the_lips(
         left.append(row["measured"])
     assert left == sorted(left, reverse=True)
     assert left[0] < 0.95 and left[-1] < 0.8
-
-
-def test_damping_bends_the_inside_of_the_face_only(original, faces):
-    shifts = damping.shifts(faces.points, faces.seen, faces.aspect, 1.0)
-    none = damping.shifts(faces.points, faces.seen, faces.aspect, 0.0)
-    assert not none.any()
-    # The movement of chin, lids and the middle of the lips is not expression.
-    still = [152, 159, 145, 386, 374, 13, 14]
-    assert np.abs(shifts[:, still]).max() < 0.1 * np.abs(shifts).max()
-    at = int(np.abs(shifts).mean(axis=(1, 2)).argmax())
-    shown = planting.pictures(original.path, decode.Media(), 10)
-    picture = next(itertools.islice(shown, at, None))
-    bent = damping.bend(picture, faces.points[at], shifts[at])
-    assert np.abs(bent.astype(int) - picture).max() > 20
-    points = faces.points[at, :468, :2] * picture.shape[0]
-    low, high = points.min(axis=0) - 3, points.max(axis=0) + 3
-    y, x = np.mgrid[:256, :256]
-    inside = (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1])
-    np.testing.assert_array_equal(bent[~inside], picture[~inside])
 
 
 def test_all_copies_have_the_same_codecs_and_length(original, heard, tmp_path):
@@ -347,8 +326,7 @@ def test_equal_seeds_give_equal_bytes(command, tmp_path):
         assert result.with_suffix(".mp4").read_bytes() == made.read_bytes()
 
 
-@pytest.mark.parametrize("filler", ["77", "165"])
-def test_bytes_do_not_depend_on_what_is_in_memory(tmp_path, filler):
+def test_bytes_do_not_depend_on_what_is_in_memory(tmp_path):
     """224 pixels are 14 macroblocks, less than x264 reads at a time."""
     code = """
 import pathlib, sys
@@ -365,7 +343,7 @@ sound = 0.1 * np.random.default_rng(0).standard_normal(38_400)
 encode.write(path, shown, sound, codec="flac", x264=encode.SAME_BYTES)
 """
     files = []
-    for name in ("0", filler):
+    for name in ("0", "165"):
         files.append(tmp_path / f"{name}.mp4")
         subprocess.run(
             [sys.executable, "-c", code, str(files[-1])],
@@ -389,12 +367,9 @@ def test_the_same_command_finds_the_folder_and_another_is_refused(command, capsy
     ("more", "message"),
     [
         (["--flaws=fog"], "unknown flaw 'fog'; available: offset, swap"),
-        (["--flaws="], "unknown flaw"),
         (["--flaws=blur,blur"], "twice"),
         (["--per_clip=1"], "at least 2"),
-        (["--seed=-1"], "0 or more"),
         (["--max_seconds=0"], "positive"),
-        (["--num_workers=0"], "at least 1"),
         (["--out={clips}/inside"], "in the folder of the clips"),
         (["--clips={clips}/none"], "no folder"),
         (["--clips={base}/empty"], "no clip in"),

@@ -64,19 +64,6 @@ def test_features_of_extractors_are_grouped_by_name(backend, width, version, siz
     assert sorted(together) == list(range(width))
 
 
-def test_change_is_what_compares_rows():
-    from extract.backends import nss
-
-    found, _ = groups.of(modality("nss", 116))
-    change = np.zeros(116, bool)
-    for group in found:
-        if group.name.endswith("change"):
-            change[group.columns] = True
-    for name, flag in zip(nss.FEATURES, change, strict=True):
-        compares = name.endswith(nss._TEMPORAL) and not name.startswith("picture")
-        assert flag == compares, name
-
-
 def test_points_are_those_of_the_mesh():
     tasks = pytest.importorskip("mediapipe.tasks.python.vision.face_landmarker")
     mesh = tasks.FaceLandmarksConnections

@@ -74,7 +74,7 @@ def _hubert(folder):
         tensors,
         lambda tensors: wav2vec2.from_tensors(tensors, module),
         lambda params, dtype, *x: module.clone(dtype=dtype).apply(params, *x),
-        padded([clip(16_000), clip(16_000, 1)]),
+        padded([clip(6_000), clip(6_000, 1)]),
         "hubert.encoder.layers.1.attention.q_proj.weight",
         0.05,
     )
@@ -178,20 +178,15 @@ def test_all_layouts_give_the_same_parameters(tmp_path):
     ("write", "change", "message"),
     [
         ("resnet", {"layer_type": "basic"}, "'basic'; expected 'bottleneck'"),
-        ("resnet", {"model_type": "vit"}, "model_type is 'vit'"),
         ("resnet", {"downsample_in_bottleneck": True}, "in_bottleneck is True"),
         ("resnet", {"depths": None}, "depths None; expected sizes like"),
-        ("resnet", {"depths": [1, 0, 1, 1]}, r"depths \[1, 0, 1, 1\]; expected"),
-        ("resnet", {"depths": [1, 1, 1]}, r"depths \[1, 1, 1\]; expected"),
         ("resnet", {"embedding_size": "8"}, "embedding_size '8'; expected sizes"),
         ("hubert", {"do_stable_layer_norm": True}, "layer_norm is True; expected Fal"),
         ("hubert", {"feat_extract_norm": "layer"}, "feat_extract_norm is 'layer'"),
         ("hubert", {"model_type": "wavlm"}, "expected 'hubert' or 'wav2vec2'"),
         ("hubert", {"conv_stride": [5, 2, 2, 2, 2, 2, 4]}, "conv_stride is"),
         ("hubert", {"conv_dim": [12, 12]}, r"conv_dim \[12, 12\]; expected sizes"),
-        ("hubert", {"num_hidden_layers": 2.5}, "num_hidden_layers 2.5; expected"),
         ("hubert", {"num_attention_heads": 5}, "multiple of num_attention_heads, 5"),
-        ("hubert", {"layer_norm_eps": 0}, "layer_norm_eps 0"),
     ],
 )
 def test_another_network_is_refused(tmp_path, write, change, message):
@@ -203,10 +198,10 @@ def test_another_network_is_refused(tmp_path, write, change, message):
 
 def test_what_follows_a_clip_changes_nothing(hubert):
     # The second has samples beyond its last frame; the third has one frame.
-    clips = [clip(9_000, 1), clip(5_519, 2), clip(400, 3), clip(399, 4)]
-    zeros = run(hubert, *padded(clips, 0.0, more=1_000))
+    clips = [clip(2_000, 1), clip(1_519, 2), clip(400, 3), clip(399, 4)]
+    zeros = run(hubert, *padded(clips, 0.0, more=400))
     for filling in (50.0, np.nan):
-        found = run(hubert, *padded(clips, filling, more=1_000))
+        found = run(hubert, *padded(clips, filling, more=400))
         np.testing.assert_array_equal(found, zeros)
     for row, samples in zip(zeros[:3], clips, strict=False):
         own = run(hubert, *padded([samples]))[0]
@@ -223,15 +218,3 @@ def test_two_minutes_need_less_than_a_gigabyte():
     program = jax.jit(module.apply).lower(params, samples, lengths).compile()
     # The scores of all layers and heads would be 20 GB, the widest activation 0.8 GB.
     assert program.memory_analysis().temp_size_in_bytes < 1e9
-
-
-def test_the_first_convolution_of_faces_is_the_same_on_every_device():
-    rng = np.random.default_rng(0)
-    for height, width in ((224, 31), (10, 9), (7, 8)):
-        x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
-        kernel = rng.normal(size=(7, 7, 3, 5)).astype(np.float32)
-        expected = jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        error = np.abs(syncnet._by_rows(x, kernel) - expected).max()
-        assert error < 1e-5 * np.abs(expected).max()

@@ -76,14 +76,6 @@ def test_windows_of_sound_begin_at_their_rows():
     )
 
 
-def test_windows_of_faces_have_five_in_a_row():
-    seen = np.ones(20, bool)
-    seen[[3, 12]] = False
-    np.testing.assert_array_equal(
-        syncnet_input.face_windows(seen), [4, 5, 6, 7, 13, 14, 15]
-    )
-
-
 def mesh(left, top, right, bottom, width, height):
     """Returns landmarks whose mesh fills a box; irises outside it don't count."""
     rng = np.random.default_rng(0)

@@ -4,9 +4,7 @@ import io
 import json
 import os
 import pickle
-import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -74,18 +72,10 @@ def test_default_comes_from_the_cache_of_the_hub(hub):
     assert found.config == CONFIG and found.preprocessor == {"do_normalize": True}
     assert found.sha256 == SHA256
     assert found.origin == f"someone/tiny-net@{REVISION}/model.safetensors"
+    parts = json.dumps([SHA256, CONFIG, {"do_normalize": True}], sort_keys=True)
+    assert found.checksum == hashlib.sha256(parts.encode()).hexdigest()
     for name, value in tensors.read(found.file).items():
         np.testing.assert_array_equal(value, TENSORS[name])
-
-
-def test_the_checksum_is_of_weights_and_settings(tmp_path):
-    parts = [SHA256, CONFIG, {}]
-    text = json.dumps(parts, sort_keys=True)
-    fill(tmp_path, {"model.safetensors": CONTENT, weights.CONFIG: CONFIG})
-    found = SOURCE.find(tmp_path)
-    assert found.checksum == hashlib.sha256(text.encode()).hexdigest()
-    bare = dataclasses.replace(SOURCE, repository="").find(tmp_path)
-    assert bare.checksum == SHA256 and bare.config == {}
 
 
 def test_offline_without_weights_says_what_to_do(hub):
@@ -151,16 +141,6 @@ def test_pins_are_whole():
     refused(f"{page} .*{sha256}.*--sync_weights.*--sync=corr", source=syncnet.SOURCE)
 
 
-def test_half_precision_comes_as_float32(tmp_path):
-    exact = np.array([1.5, -0.25, 300.0], np.float32)
-    for kind in (ml_dtypes.bfloat16, np.float16, np.float64):
-        path = tmp_path / "a.safetensors"
-        safetensors.numpy.save_file({"a": exact.astype(kind)}, path)
-        value = tensors.read(path)["a"]
-        assert value.dtype == np.float32
-        np.testing.assert_array_equal(value, exact)
-
-
 class Gadget:
     def __reduce__(self):
         return os.mkdir, ("it_ran",)
@@ -197,13 +177,6 @@ def test_damaged_files_are_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "it_ran").exists()
 
 
-def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "net.bin").write_bytes(pickle.dumps({}))
-    with pytest.raises(schema.InputError, match="torch, of .*pip install.*safetensors"):
-        tensors.read(tmp_path / "net.bin")
-
-
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_checkpoints_of_pytorch_are_read_and_never_run(tmp_path, monkeypatch, zipped):
@@ -236,7 +209,7 @@ def test_checkpoints_of_pytorch_are_read_and_never_run(tmp_path, monkeypatch, zi
     file, rng = io.BytesIO(), np.random.default_rng(0)
     torch.save({f"layer.{n}": torch.zeros(5, 7) for n in range(4)}, file, **options)
     data = file.getvalue()
-    for trial in range(150):
+    for trial in range(60):
         damaged = bytearray(data)
         if trial % 3 == 0:
             damaged = damaged[: rng.integers(1, len(data))]
