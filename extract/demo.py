@@ -166,8 +166,10 @@ def _provenance(clips: int, seed: int) -> dict:
         "picture": "skimage.data.astronaut(), public domain (NASA)",
         "speech": "synthetic",
         "label": "1 + 4 * product over flaws of (1 - penalty * strength)",
-        "penalties": {name: dict(flaw.penalties) for name, flaw in flaws.FLAWS.items()},
-        "flaws": {name: flaw.meaning for name, flaw in flaws.FLAWS.items()}
+        "penalties": {
+            name: dict(flaws.FLAWS[name].penalties) for name in demo_plan.FLAWS
+        },
+        "flaws": {name: flaws.FLAWS[name].meaning for name in demo_plan.FLAWS}
         | demo_plan.MEANINGS,
         "missing_labels": demo_plan.MISSING_LABELS,
     }

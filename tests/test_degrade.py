@@ -74,7 +74,10 @@ def _greys(path):
     return np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in shown])
 
 
-@pytest.mark.parametrize("flaw", sorted(set(degrade_plan.FLAWS) - {"damping"}))
+_MEASURED = {*sound_flaws.FLAWS, *picture_flaws.FLAWS} - {"damping", "codec", "vocoder"}
+
+
+@pytest.mark.parametrize("flaw", sorted(_MEASURED))
 @pytest.mark.parametrize("strength", (0.25, 0.5, 1.0))
 def test_flaws_are_measured_as_planted(original, heard, tmp_path, flaw, strength):
     row = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
@@ -95,6 +98,55 @@ def test_flaws_are_measured_as_planted(original, heard, tmp_path, flaw, strength
         assert row["measured"] == pytest.approx(row["planted"], abs=1 / 40)  # 1 ms
     elif flaws.FLAWS[flaw].kind == "sound":
         assert row["measured"] == pytest.approx(row["planted"], rel=0.03, abs=0.3)
+
+
+@pytest.mark.parametrize("flaw", ["mumble", "mouth_jitter", "identity"])
+def test_a_bent_face_shows_in_the_mesh_and_more_so_with_strength(
+    original, heard, tmp_path, flaw
+):
+    rows = [
+        _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
+        for strength in (0.3, 1.0)
+    ]
+    assert all(row["agrees"] for row in rows), [row["measured"] for row in rows]
+    assert (
+        np.diff([row["planted"] for row in rows])
+        * np.diff([row["measured"] for row in rows])
+        > 0
+    )
+
+
+def test_only_the_mouth_is_blurred(original, heard, faces, tmp_path):
+    pictures = []
+    for strengths in ({}, {"mouth_blur": 1.0}):
+        _plant(original, heard, tmp_path / "a.mp4", **strengths)
+        pictures.append(_greys(tmp_path / "a.mp4").astype(float))
+    tall, wide = pictures[0].shape[1:]
+    mouth = np.nanmean(faces.points[:, 13, :2], axis=0) * (wide, tall)
+    change = np.abs(pictures[1] - pictures[0]).mean(axis=0)
+    away = np.hypot(*(np.indices(change.shape)[::-1] - mouth[:, None, None]))
+    height = np.nanmean(faces.points[:, 152, 1] - faces.points[:, 10, 1]) * tall
+    near, far = change[away < 0.15 * height], change[away > 0.6 * height]
+    assert near.mean() > 3 * far.mean(), (near.mean(), far.mean())
+
+
+@pytest.mark.parametrize(
+    ("flaw", "planted"), [("codec", (16_971, 6000)), ("vocoder", (59, 24))]
+)
+def test_coded_speech_stays_in_place_and_loses_more_with_strength(
+    original, heard, tmp_path, flaw, planted
+):
+    before = np.load(heard)
+    rows = []
+    for strength in (0.25, 1.0):
+        rows.append(_plant(original, heard, tmp_path / "a.mp4", **{flaw: strength}))
+        after = planting.hear(tmp_path / "a.mp4", 10)
+        level = [np.convolve(x**2, np.ones(160), "same") for x in (before, after)]
+        lags = np.arange(-400, 401, 20)
+        fits = [np.corrcoef(level[0], np.roll(level[1], -lag))[0, 1] for lag in lags]
+        assert abs(lags[np.argmax(fits)]) <= 80  # 5 ms
+    assert [row["planted"] for row in rows] == pytest.approx(planted, rel=0.01)
+    assert rows[0]["measured"] < rows[1]["measured"]
 
 
 def test_a_planted_offset_is_where_the_sync_backend_finds_it(
@@ -187,8 +239,8 @@ def test_damping_undoes_a_movement_of_the_brows_under_any_pose():
     ring = np.linspace(0, 2 * np.pi, len(damping._OVAL), endpoint=False)
     edge = np.stack([0.5 * np.sin(ring), -0.7 * np.cos(ring), 0 * ring], axis=-1)
     head[list(damping._OVAL)] = edge
-    lips = np.linspace(0, 2 * np.pi, len(damping._LIPS), endpoint=False)
-    head[list(damping._LIPS)] = np.stack(
+    lips = np.linspace(0, 2 * np.pi, len(damping.LIPS), endpoint=False)
+    head[list(damping.LIPS)] = np.stack(
         [-0.2 * np.cos(lips), 0.4 + 0.05 * np.sin(lips), 0 * lips], axis=-1
     )
     brow = 105

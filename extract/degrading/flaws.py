@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from extract.degrading import Flaw, Scene, picture_flaws, sound_flaws
+from extract.degrading import Flaw, Scene, mouth_flaws, picture_flaws, sound_flaws
 from tqa_jax import schema
 
 FLAWS: Mapping[str, Flaw] = {
     **sound_flaws.FLAWS,
     **picture_flaws.FLAWS,
+    **mouth_flaws.FLAWS,
     "affect": Flaw(
         "rendering",
         "a calm face with an excited voice, or the other way, at 1 in full",
@@ -19,9 +20,11 @@ FLAWS: Mapping[str, Flaw] = {
     ),
 }
 SOUND = tuple(sound_flaws.FLAWS)
-PICTURE = tuple(picture_flaws.FLAWS)
-_ORDER = ("offset", "swap", "clipping", "noise", "band_limit") + (
-    ("damping", "jitter", "freeze", "blur", "compression")
+PICTURE = (*picture_flaws.FLAWS, *mouth_flaws.FLAWS)
+_ORDER = (
+    *("offset", "swap", "vocoder", "clipping", "noise", "band_limit", "codec"),
+    *("damping", "mumble", "identity", "mouth_jitter", "mouth_blur"),
+    *("jitter", "freeze", "blur", "compression"),
 )  # in which several are planted
 
 
