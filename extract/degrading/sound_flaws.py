@@ -194,22 +194,22 @@ def _bit_rate(strength: float) -> int:
     return round(BIT_RATE[0] * (BIT_RATE[1] / BIT_RATE[0]) ** strength)
 
 
-def _codec(audio: Audio, strength: float, scene: Scene) -> Audio:
-    """Encodes with Opus and decodes again, at the place where it was."""
+def coded(audio: Audio, codec: str, container: str, bit_rate: int) -> Audio:
+    """Encodes and decodes sound again, and lays it where it was."""
     file = io.BytesIO()
-    with av.open(file, "w", format="ogg") as container:
-        stream = container.add_stream("libopus", rate=RATE, layout="mono")
-        stream.bit_rate = _bit_rate(strength)
+    with av.open(file, "w", format=container) as written:
+        stream = written.add_stream(codec, rate=RATE, layout="mono")
+        stream.bit_rate = bit_rate
         piece = av.AudioFrame.from_ndarray(
             np.round(audio * 32767).astype(np.int16)[None], format="s16", layout="mono"
         )
         piece.sample_rate = RATE
-        container.mux(stream.encode(piece))
-        container.mux(stream.encode(None))
+        written.mux(stream.encode(piece))
+        written.mux(stream.encode(None))
     file.seek(0)
     collected = sound.Collector(2 * len(audio))
-    with av.open(file) as container:
-        for piece in container.decode(audio=0):
+    with av.open(file) as read:
+        for piece in read.decode(audio=0):
             collected.add(piece)
         collected.flush()
     decoded = np.concatenate([samples for _, samples in collected.pieces])
@@ -220,7 +220,11 @@ def _codec(audio: Audio, strength: float, scene: Scene) -> Audio:
     return limited(decoded[: len(audio)])
 
 
-def _spectral_distance(before: Audio, after: Audio) -> float:
+def _codec(audio: Audio, strength: float, scene: Scene) -> Audio:
+    return coded(audio, "libopus", "ogg", _bit_rate(strength))
+
+
+def spectral_distance(before: Audio, after: Audio) -> float:
     """Root mean square of the difference of log spectra where there is speech, dB."""
     spectra = [
         np.abs(signal.stft(samples, RATE, nperseg=512)[2])
@@ -232,7 +236,7 @@ def _spectral_distance(before: Audio, after: Audio) -> float:
 
 
 def _measure_codec(before, after, strength, scene):
-    return _bit_rate(strength), _spectral_distance(before, after), None
+    return _bit_rate(strength), spectral_distance(before, after), None
 
 
 FLAWS["codec"] = Flaw(
@@ -273,7 +277,7 @@ def _vocoder(audio: Audio, strength: float, scene: Scene) -> Audio:
 
 
 def _measure_vocoder(before, after, strength, scene):
-    return _bands(strength), _spectral_distance(before, after), None
+    return _bands(strength), spectral_distance(before, after), None
 
 
 FLAWS["vocoder"] = Flaw(
