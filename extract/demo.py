@@ -148,7 +148,7 @@ def build(
 
 def _provenance(clips: int, seed: int) -> dict:
     """Says what the set is."""
-    about = flaws.described(flaws.FLAWS)
+    about = flaws.described(demo_plan.FLAWS)
     about["flaws"] |= demo_plan.MEANINGS
     return {
         "kind": "degradation",

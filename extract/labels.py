@@ -45,6 +45,7 @@ def read(
     high: float = 5.0,
     empty: str = "",
     scored: bool = True,
+    split: bool = True,
 ) -> Table:
     """Reads a labels file against the folder of its clips.
 
@@ -55,6 +56,7 @@ def read(
         high: highest possible score.
         empty: what else a cell without a score may hold, for example `NA`.
         scored: False reads no scores.
+        split: False draws no splits where the file has none.
 
     Raises:
         schema.InputError: naming every problem, one line each.
@@ -99,17 +101,17 @@ def read(
                 f"{where}the name {clip!r} is not UTF-8, which data sets need: rename "
                 "it"
             )
-        split = "train" if drawn else folds.SPLIT_NAMES.get(cells["split"].lower(), "")
-        if not split:
+        part = "train" if drawn else folds.SPLIT_NAMES.get(cells["split"].lower(), "")
+        if not part:
             problems.append(
                 f"{where}unknown split {cells['split']!r}; available: "
                 f"{', '.join(schema.SPLITS)}"
             )
         source = cells.get("source") or clip
-        other, line = splits.setdefault(source, (split, row.line))
-        if split and other and other != split:
+        other, line = splits.setdefault(source, (part, row.line))
+        if part and other and other != part:
             problems.append(
-                f"{where}source {source!r} is in {split!r} and, line {line}, in "
+                f"{where}source {source!r} is in {part!r} and, line {line}, in "
                 f"{other!r}; a source belongs to one split"
             )
         scores = {}
@@ -120,7 +122,7 @@ def read(
                 problems.append(str(error).removeprefix(f"{path} "))
         scores = {name: score for name, score in scores.items() if score == score}
         if file is not None:
-            items.append(Item(file, clip, source, split, scores))
+            items.append(Item(file, clip, source, part, scores))
     if repeated:
         more = f" (and so have {len(repeated) - 1} more)" if repeated[1:] else ""
         problems.insert(
@@ -138,7 +140,7 @@ def read(
             f"{path} has no score at all: all cells of "
             f"{', '.join(task.name for task in tasks)} are missing ones"
         )
-    if drawn:
+    if drawn and split:
         clips = collections.Counter(item.source for item in items)
         split_of = folds.draw_splits(clips, seed=0, path=path)
         items = [dataclasses.replace(i, split=split_of[i.source]) for i in items]

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from extract.backends import correlation as sync
 from extract.build import Item
 from extract.degrading import (
     Scene,
+    damping,
     degrade_plan,
     flaws,
     picture_flaws,
@@ -72,7 +74,10 @@ def _greys(path):
     return np.stack([cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in shown])
 
 
-@pytest.mark.parametrize("flaw", sorted(set(degrade_plan.FLAWS) - {"damping"}))
+_MEASURED = {*sound_flaws.FLAWS, *picture_flaws.FLAWS} - {"damping", "codec", "vocoder"}
+
+
+@pytest.mark.parametrize("flaw", sorted(_MEASURED))
 @pytest.mark.parametrize("strength", (0.25, 1.0))
 def test_flaws_are_measured_as_planted(original, heard, tmp_path, flaw, strength):
     row = _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
@@ -93,6 +98,70 @@ def test_flaws_are_measured_as_planted(original, heard, tmp_path, flaw, strength
         assert row["measured"] == pytest.approx(row["planted"], abs=1 / 40)  # 1 ms
     elif flaws.FLAWS[flaw].kind == "sound":
         assert row["measured"] == pytest.approx(row["planted"], rel=0.03, abs=0.3)
+
+
+@pytest.mark.parametrize("flaw", ["mumble", "mouth_jitter", "identity"])
+def test_a_bent_face_shows_in_the_mesh_and_more_so_with_strength(
+    original, heard, tmp_path, flaw
+):
+    rows = [
+        _plant(original, heard, tmp_path / "a.mp4", **{flaw: strength})
+        for strength in (0.3, 1.0)
+    ]
+    assert all(row["agrees"] for row in rows), [row["measured"] for row in rows]
+    assert (
+        np.diff([row["planted"] for row in rows])
+        * np.diff([row["measured"] for row in rows])
+        > 0
+    )
+
+
+def test_only_the_mouth_is_blurred(original, heard, faces, tmp_path):
+    pictures = []
+    for strengths in ({}, {"mouth_blur": 1.0}):
+        _plant(original, heard, tmp_path / "a.mp4", **strengths)
+        pictures.append(_greys(tmp_path / "a.mp4").astype(float))
+    tall, wide = pictures[0].shape[1:]
+    mouth = np.nanmean(faces.points[:, 13, :2], axis=0) * (wide, tall)
+    change = np.abs(pictures[1] - pictures[0]).mean(axis=0)
+    away = np.hypot(*(np.indices(change.shape)[::-1] - mouth[:, None, None]))
+    height = np.nanmean(faces.points[:, 152, 1] - faces.points[:, 10, 1]) * tall
+    near, far = change[away < 0.15 * height], change[away > 0.6 * height]
+    assert near.mean() > 3 * far.mean(), (near.mean(), far.mean())
+
+
+@pytest.mark.parametrize(
+    ("flaw", "planted"), [("codec", (16_971, 6000)), ("vocoder", (59, 24))]
+)
+def test_coded_speech_stays_in_place_and_loses_more_with_strength(
+    original, heard, tmp_path, flaw, planted
+):
+    before = np.load(heard)
+    rows = []
+    for strength in (0.25, 1.0):
+        rows.append(_plant(original, heard, tmp_path / "a.mp4", **{flaw: strength}))
+        after = planting.hear(tmp_path / "a.mp4", 10)
+        level = [np.convolve(x**2, np.ones(160), "same") for x in (before, after)]
+        lags = np.arange(-400, 401, 20)
+        fits = [np.corrcoef(level[0], np.roll(level[1], -lag))[0, 1] for lag in lags]
+        assert abs(lags[np.argmax(fits)]) <= 80  # 5 ms
+    assert [row["planted"] for row in rows] == pytest.approx(planted, rel=0.01)
+    assert rows[0]["measured"] < rows[1]["measured"]
+
+
+def test_a_planted_offset_is_where_the_sync_backend_finds_it(
+    original, heard, faces, tmp_path
+):
+    found = []
+    for strengths in ({}, {"offset": 0.5}):
+        _plant(original, heard, tmp_path / "a.mp4", **strengths)
+        samples, present = sound.track(*_sound(tmp_path / "a.mp4"))
+        # The pictures are the original's, and so are the landmarks.
+        rows, mask = sync.features(faces.points, faces.aspect, samples, present)
+        found.append(np.median(rows[mask & (rows[:, 3] == 1), 2]))
+    assert abs(found[0]) <= 1
+    planted = sound_flaws.offset_frames(0.5, 3)
+    assert found[1] - found[0] == pytest.approx(planted, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +198,56 @@ def test_damping_takes_expression_and_leaves_the_lips(
         left.append(row["measured"])
     assert left == sorted(left, reverse=True)
     assert left[0] < 0.95 and left[-1] < 0.8
+
+
+def test_damping_bends_the_inside_of_the_face_only(original, faces):
+    shifts = damping.shifts(faces.points, faces.seen, faces.aspect, 1.0)
+    none = damping.shifts(faces.points, faces.seen, faces.aspect, 0.0)
+    assert not none.any()
+    # The movement of chin, lids and the middle of the lips is not expression.
+    still = [152, 159, 145, 386, 374, 13, 14]
+    assert np.abs(shifts[:, still]).max() < 0.1 * np.abs(shifts).max()
+    at = int(np.abs(shifts).mean(axis=(1, 2)).argmax())
+    shown = planting.pictures(original.path, decode.Media(), 10)
+    picture = next(itertools.islice(shown, at, None))
+    bent = damping.bend(picture, faces.points[at], shifts[at])
+    assert np.abs(bent.astype(int) - picture).max() > 20
+    points = faces.points[at, :468, :2] * picture.shape[0]
+    low, high = points.min(axis=0) - 3, points.max(axis=0) + 3
+    y, x = np.mgrid[:256, :256]
+    inside = (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1])
+    np.testing.assert_array_equal(bent[~inside], picture[~inside])
+
+
+def test_damping_undoes_a_movement_of_the_brows_under_any_pose():
+    """A head that turns, shrinks and moves, with brows that rise by a known amount."""
+    rng = np.random.default_rng(0)
+    head = np.zeros((478, 3))
+    head[:468] = rng.uniform([-0.4, -0.6, -0.3], [0.4, 0.6, 0.3], (468, 3))
+    ring = np.linspace(0, 2 * np.pi, len(damping._OVAL), endpoint=False)
+    edge = np.stack([0.5 * np.sin(ring), -0.7 * np.cos(ring), 0 * ring], axis=-1)
+    head[list(damping._OVAL)] = edge
+    lips = np.linspace(0, 2 * np.pi, len(damping.LIPS), endpoint=False)
+    head[list(damping.LIPS)] = np.stack(
+        [-0.2 * np.cos(lips), 0.4 + 0.05 * np.sin(lips), 0 * lips], axis=-1
+    )
+    brow = 105
+    head[brow] = (-0.2, -0.35, 0.0)
+    head[list(damping._EYES)] = (0.3, 0.0, 0.0)
+    raised = 0.05 * np.sin(np.arange(100) / 15)
+    points = np.repeat(head[None], 100, axis=0)
+    points[:, brow, 1] += raised
+    angle = 0.3 * np.sin(np.arange(100) / 20)
+    turn = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], -1)
+    turn = turn.reshape(100, 2, 2)
+    scale = 0.2 + 0.05 * np.cos(np.arange(100) / 9)
+    points[..., :2] = np.einsum("tpd,tde->tpe", points[..., :2], turn)
+    points = points * scale[:, None, None] + np.array([0.5, 0.4, 0.0])
+    seen = np.ones(100, bool)
+    shifts = damping.shifts(points, seen, 1.0, 0.5)[:, brow]
+    expected = -0.5 * (raised - raised.mean())[:, None] * turn[:, 1] * scale[:, None]
+    # The filter against the tracker's noise takes a little of it.
+    np.testing.assert_allclose(shifts, expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_all_copies_have_the_same_codecs_and_length(original, heard, tmp_path):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Float
 
 from tqa_jax import batch as batches
@@ -30,6 +31,7 @@ from tqa_jax import (
     preprocess,
     records,
     run_folder,
+    scorer,
 )
 from tqa_jax import schema as schema_lib
 
@@ -72,6 +74,40 @@ class Run:
                 raise schema_lib.InputError(f"{folder} holds {what}; {remedy}")
             read.append(run_folder.read_json(folder / name, remedy))
         return cls(folder, *read)
+
+    @classmethod
+    def of_scorer(cls, path: str | pathlib.Path) -> "Run":
+        """Reads preprocessing and parameters back from a scorer's file.
+
+        Returns:
+            A run without folder, configuration and results.
+
+        Raises:
+            ScorerError: when the file cannot be used.
+        """
+        judge = scorer.load(path)
+        found = schema_lib.Schema.from_json(judge.schema)
+        transforms = {
+            one.name: preprocess.Transform(
+                *(
+                    judge.arrays[f"transforms/{one.name}/{field}"]
+                    for field in scorer.TRANSFORM
+                ),
+                explained=1.0,
+            )
+            for one in found.modalities
+        }
+        members = [
+            traverse_util.unflatten_dict(
+                {
+                    tuple(name.split("/")[1:]): array[number]
+                    for name, array in judge.arrays.items()
+                    if name.startswith("params/")
+                }
+            )
+            for number in range(judge.description["members"])
+        ]
+        return cls().but(data_schema=found, transforms=transforms, members=members)
 
     def but(self, **parts: Any) -> "Run":
         """Returns the run with other attributes, such as `model` or `members`."""

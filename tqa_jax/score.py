@@ -1,11 +1,13 @@
 """Scores talking-face videos.
 
-    python -m tqa_jax.score clip.mp4 --scorer=scorer.npz
+    python -m tqa_jax.score clip.mp4
+    python -m tqa_jax.score clips/ --scorer=scorer.npz --out=scores.csv
 
-One clip gives a short table on a terminal, and JSON with intervals, a timeline and
-warnings in a pipe or file; several, or a folder, give CSV, a row each as it is done.
-Exit status: 0 when every clip was scored, 3 when some could not be (their reason is in
-the output), 2 when nothing was tried.
+Without `--scorer` it is the packaged one: `tqa_jax/pretrained/README.md` says what its
+scores mean and what they were tested on. One clip gives a short table on a terminal,
+and JSON with intervals, a timeline and warnings in a pipe or file; several, or a
+folder, give CSV, a row each as it is done. Exit status: 0 when every clip was scored, 3
+when some could not be (their reason is in the output), 2 when nothing was tried.
 
 Clips are measured by the function that measured the training data, and a scorer
 refuses features of other backends or versions. Scoring itself is NumPy; neither JAX
@@ -30,7 +32,7 @@ _MISSING = 0.1  # Share of rows without a modality from which a person should kn
 _WINDOW_SECONDS = 2.0  # Of the timeline.
 _GAP_SECONDS = 1.0  # Without anything measured, of which a person should know.
 _SHOWN_WARNINGS = 4
-_KINDS = ("value", "low", "high", "spread")
+_KINDS = ("value", "low", "high", "spread", "place")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Options:
 
     paths: cli.Positional[tuple[pathlib.Path, ...]]
     """Videos and folders of videos."""
-    scorer: pathlib.Path
-    """What `python -m tqa_jax.export` wrote."""
+    scorer: pathlib.Path = pathlib.Path(scorer.DEFAULT)
+    """What `python -m tqa_jax.export` wrote (default: the packaged scorer)."""
     out: pathlib.Path | None = None
     """Write scores there, as JSON or CSV by its suffix (default: standard output)."""
     html: pathlib.Path | None = None
@@ -184,8 +186,10 @@ def score_files(
         take: called with the result of each clip, in the order of the paths, as soon as
             those before it are done; when the work is stopped, with all that are done.
             A result is a dict that JSON can write: `clip`, and `error`, or `seconds`,
-            `scores` (task to `value`, `low`, `high`, `spread`), `timeline`, `distance`
-            and `warnings`. `low` and `high` are None without calibration.
+            `scores` (task to `value`, `low`, `high`, `spread`, `place`), `timeline`,
+            `distance` and `warnings`. `low` and `high` are None without calibration;
+            `place` is the percentage of real clips that score lower, None if the scorer
+            knows none.
     """
     from extract import jobs, landmarks, measure
 
@@ -241,6 +245,7 @@ def score_features(
             "low": low,
             "high": high,
             "spread": float(members[:, k].std(ddof=1)) if len(members) > 1 else None,
+            "place": _place(_known(judge, task).get("real"), value),
         }
     distance = judge.distance(features, masks)
     return {
@@ -288,11 +293,23 @@ def timeline(
     return found
 
 
+def _known(judge: "scorer.Scorer", task: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what the scorer says about the certainty of a task."""
+    return judge.confidence.get("tasks", {}).get(task["name"], {})
+
+
+def _place(real: Sequence[float] | None, value: float) -> float | None:
+    """Returns the percentage of real clips that score lower; ties count half."""
+    if not real:
+        return None
+    lower, equal = np.less(real, value), np.equal(real, value)
+    return 100 * float(np.mean(lower + equal / 2))
+
+
 def _interval(
     judge: "scorer.Scorer", task: Mapping[str, Any], value: float
 ) -> tuple[float | None, float | None]:
-    known = (judge.confidence or {}).get("tasks", {}).get(task["name"], {})
-    width = known.get("half_width")
+    width = _known(judge, task).get("half_width")
     if width is None:
         return None, None
     least, most = task["low"], task["high"]
@@ -373,11 +390,14 @@ def _summary(result: Mapping[str, Any], judge: "scorer.Scorer") -> str:
     """A table that fits a terminal: scores, intervals, the worst moments, warnings."""
     if "error" in result:
         return ""
-    level = (judge.confidence or {}).get("level", 0.95)
+    level = judge.confidence.get("level", 0.95)
     width = max(len(name) for name in result["scores"])
+    real = max(len(_known(judge, t).get("real", ())) for t in judge.schema["tasks"])
+    among = f"among {real} real clips" if real else ""
     lines = [
         f"{result['clip']}: {result['seconds']:.1f} s",
-        f"{'':{width}}  score  {f'{100 * level:g} % interval':>16}  lowest 2 s",
+        f"{'':{width}}  score  {f'{100 * level:g} % interval':>16}  lowest 2 s       "
+        f"{among}".rstrip(),
     ]
     for task in judge.schema["tasks"]:
         name, digits = task["name"], score_page.decimals(task)
@@ -386,9 +406,11 @@ def _summary(result: Mapping[str, Any], judge: "scorer.Scorer") -> str:
         if score["low"] is not None:
             interval = f"{score['low']:.{digits}f} to {score['high']:.{digits}f}"
         worst = min(result["timeline"], key=lambda part: part["scores"][name])
+        lowest = f"{worst['scores'][name]:.{digits}f} from {worst['start']:.1f} s"
+        place = "" if score["place"] is None else score_page.place(score["place"])
         lines.append(
             f"{name:{width}}  {score['value']:5.{digits}f}  {interval:>16}  "
-            f"{worst['scores'][name]:.{digits}f} from {worst['start']:.1f} s"
+            f"{lowest:15}  {place}".rstrip()
         )
     warnings = result["warnings"]
     lines += [f"warning: {text}" for text in warnings[:_SHOWN_WARNINGS]]

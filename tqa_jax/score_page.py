@@ -24,6 +24,7 @@ def load_template() -> Any:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.filters["place"] = place
     file = pathlib.Path(__file__).with_name("score_page.html.j2")
     return environment.from_string(file.read_text(encoding="utf-8"))
 
@@ -64,6 +65,13 @@ def page(
             ]
         clips.append(one)
     return template.render(clips=clips)
+
+
+def place(percentage: float) -> str:
+    """Says which share of others is worse or better."""
+    if percentage < 50:
+        return f"lower than {100 - percentage:.0f} %"
+    return f"higher than {percentage:.0f} %"
 
 
 def decimals(task: Mapping[str, Any]) -> int:

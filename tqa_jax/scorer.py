@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+DEFAULT = os.path.join(os.path.dirname(__file__), "pretrained", "default.npz")
+"""The packaged scorer; not there where this file is used alone."""
 FORMAT = "tqa_jax.scorer"
 VERSION = 1
 
@@ -93,7 +95,7 @@ _GROUP = 1 << 17  # Numbers in the token matrix of windows that are scored toget
 _PRODUCTS = 1 << 18
 _FEW = 32  # Rows in a block of windowed attention at least.
 
-_TRANSFORM = ("median", "low", "high", "mean", "scale", "components")
+TRANSFORM = ("median", "low", "high", "mean", "scale", "components")
 
 Features = Mapping[str, Any]
 """Rows of each modality, (T, D) of its width; one not there is left out."""
@@ -109,9 +111,12 @@ class Scorer:
     Attributes:
         schema: `modalities` (name, width, backend, version, checksum), `tasks` (name,
             low, high, description) and `fps`, as dicts.
-        confidence: what the training run says about its certainty; may be empty.
+        confidence: what the training run says about its certainty; may be empty. By
+            task, `half_width` of an interval; `real`, scores of untouched clips; and
+            `map`, scores and what becomes of them (see `tqa_jax.calibrate`).
         max_frames: length of a window.
         description: everything else that the file says about itself.
+        arrays: preprocessing, parameters and statistics of training, by name.
     """
 
     def __init__(
@@ -123,7 +128,7 @@ class Scorer:
         self.confidence = description["confidence"]
         self.max_frames = description["max_frames"]
         self._widths = {one["name"]: one["width"] for one in self.schema["modalities"]}
-        self._arrays = arrays
+        self.arrays = arrays
         params = {
             name.removeprefix("params/"): array
             for name, array in arrays.items()
@@ -220,7 +225,7 @@ class Scorer:
             for name, (rows, _) in window.items():
                 if name in self.description["reference"]:
                     mean, scale, limit = (
-                        self._arrays[f"reference/{name}/{field}"]
+                        self.arrays[f"reference/{name}/{field}"]
                         for field in ("mean", "scale", "limit")
                     )
                     with np.errstate(all="ignore"):
@@ -285,7 +290,7 @@ class Scorer:
 
     def _preprocess(self, name: str, rows: np.ndarray) -> np.ndarray:
         median, low, high, mean, scale, components = (
-            self._arrays[f"transforms/{name}/{field}"] for field in _TRANSFORM
+            self.arrays[f"transforms/{name}/{field}"] for field in TRANSFORM
         )
         with np.errstate(all="ignore"):
             rows = rows.astype(np.float32)
@@ -339,6 +344,11 @@ class Scorer:
             raise ScorerError(
                 "scores are not finite: features or weights are too large"
             )
+        known = self.confidence.get("tasks", {})
+        for k, task in enumerate(self.schema["tasks"]):
+            if "map" in known.get(task["name"], {}):
+                start, end = known[task["name"]]["map"]
+                scores[..., k] = np.interp(scores[..., k], start, end)
         return scores
 
 
@@ -538,6 +548,21 @@ def _description(data: bytes) -> dict[str, Any]:
             width is None or (_number(width) and width >= 0),
             "a half_width in its confidence is no width",
         )
+        real = one.get("real", [])
+        _need(
+            isinstance(real, list) and all(_number(score) for score in real),
+            "its confidence does not list scores of real clips",
+        )
+        maps = one.get("map", [[0, 1], [0, 1]])
+        _need(
+            isinstance(maps, list)
+            and len(maps) == 2
+            and all(isinstance(end, list) for end in maps)
+            and 2 <= len(maps[0]) == len(maps[1]) <= 1000
+            and all(_number(value) for end in maps for value in end)
+            and all(a < b for a, b in zip(maps[0][:-1], maps[0][1:], strict=True)),
+            "a map in its confidence is none",
+        )
     for name in sorted({*OPTIONS} ^ {*options})[:1]:
         raise ScorerError(f"its options lack or have an unknown {name[:80]!r}")
     for name, allowed in OPTIONS.items():
@@ -603,7 +628,7 @@ def contents(
         name, width = one["name"], one["width"]
         kept = description["components"][name]
         widths[name] = kept or width
-        for field in _TRANSFORM[:-1]:
+        for field in TRANSFORM[:-1]:
             found[f"transforms/{name}/{field}"] = "<f4", (width,)
         found[f"transforms/{name}/components"] = stored, (width, kept)
         if name in description["reference"]:

@@ -1,4 +1,4 @@
-"""What a run starts from: fresh parameters, or the best ones of a finished run.
+"""What a run starts from: fresh parameters, those of a finished run, or a scorer's.
 
 The one thing to know: parameters mean something only with the preprocessing that they
 were trained on, so a run that starts from another takes over its fit as well, and its
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tqa_jax import cli, prepare, preprocess, schema
+from tqa_jax import cli, prepare, preprocess, schema, scorer
 from tqa_jax import run as run_lib
 
 
@@ -20,20 +20,21 @@ def params(folder: str) -> Any:
     """Reads the best parameters of a finished run; None for no run.
 
     Args:
-        folder: of the run, or empty.
+        folder: of the run, or empty; or a scorer, see `read`, of whose members the
+            first is taken.
 
     Raises:
         InputError: when there is no finished run of one network.
     """
     if not folder:
         return None
-    members = read(folder).members
-    if len(members) != 1:
+    found = read(folder)
+    if len(found.members) != 1 and found.folder is not None:
         raise schema.InputError(
-            f"train.start_from: {folder} is an ensemble of {len(members)} networks; "
-            "expected a run with train.members=1"
+            f"train.start_from: {folder} is an ensemble of {len(found.members)} "
+            "networks; expected a run with train.members=1"
         )
-    return members[0]
+    return found.members[0]
 
 
 def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> None:
@@ -95,13 +96,20 @@ def check(given: Any, fresh: Any) -> None:
 def read(folder: str) -> run_lib.Run:
     """Reads the run.
 
+    Args:
+        folder: of the run; or a scorer's file, `default` for the packaged one.
+
     Raises:
         InputError: when there is none, or it is not finished.
     """
+    if folder == "default":
+        return run_lib.Run.of_scorer(scorer.DEFAULT)
     path = cli.path(folder)
+    if path.suffix == ".npz":
+        return run_lib.Run.of_scorer(path)
     if not (path / "results.json").is_file():
         raise schema.InputError(
             f"train.start_from: {folder} holds no finished run; expected the --workdir "
-            "of one"
+            "of one, a scorer's .npz, or `default`"
         )
     return run_lib.Run.load(path)

@@ -22,7 +22,6 @@ from tqa_jax import schema
 MODALITY = "sync"
 VERSION = "1"
 NEEDS = ("face",)
-DEFAULT = True
 FEATURES = ("peak", "confidence", "offset_frames", "validity")
 """Names of the features, in the order of the last axis."""
 DESCRIPTION = (

@@ -2,7 +2,8 @@
 
 The head says where mouth and sound fit best *relative to the clips that it was trained
 on*. A delay that all of them share is its zero, so train it on clips that are in sync
-for the most part; `extract.train_sync` makes the file.
+for the most part; `extract.train_sync` makes the file. The packaged one was trained on
+real clips of many people.
 
 A clip's lips and jaw, seen in the frame of its own head, and its log-mel spectrum are
 freed of what changes slower than a second, and two linear maps take them to where they
@@ -24,6 +25,7 @@ from tqa_jax import output, schema
 
 MODALITY = "sync"
 VERSION = "1"
+DEFAULT = True
 FEATURES = correlation.FEATURES
 """Names of the features, in the order of the last axis."""
 DESCRIPTION = (
@@ -33,10 +35,13 @@ DESCRIPTION = (
 )
 WINDOW = 101  # rows
 
+PACKAGED = pathlib.Path(__file__).parent.with_name("networks") / "sync_head.npz"
+"""Head of the package; `experiments.pretrained` says what it was trained on."""
+
 _KIND = "tqa_jax sync head"
 _SLOW = 1.0  # seconds: standard deviation of the moving average that is taken out
 # Mesh points. The skull does not move with the mouth: eyes, nose, temples, forehead.
-_SKULL = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 98, 327, 10, 127, 356, 234, 454)
+SKULL = (33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 98, 327, 10, 127, 356, 234, 454)
 # Lips (outer, inner) and jaw: points with their mirror images, then the midline.
 _PAIRS = (
     *((61, 291), (146, 375), (91, 321), (181, 405), (84, 314)),
@@ -79,18 +84,15 @@ class Head:
 
 
 def find(given: str | None) -> weights.Found:
-    """Finds the trained head, see `extract.backends`.
+    """Finds a trained head, the packaged one by default; see `extract.backends`.
 
     Raises:
         schema.InputError: there is none, or it is no head.
     """
-    if not given:
-        raise schema.InputError(
-            "--sync=head needs a trained head, --sync_weights=FILE; "
-            "`python -m extract.train_sync` makes one of your own clips"
-        )
-    load(given)
-    return weights.Found(pathlib.Path(given), {}, {}, weights.sha256(given), origin="")
+    path = pathlib.Path(given or PACKAGED)
+    load(path)
+    origin = "" if given else f"packaged {path.name}"
+    return weights.Found(path, {}, {}, weights.sha256(path), origin)
 
 
 def make(setting: backends.Setting) -> backends.Measurer:
@@ -154,13 +156,13 @@ def mouth(
     result = np.full((len(points), MOUTH_WIDTH), np.nan)
     if not len(known):
         return result
-    placed = _placed(points[known] * np.array([aspect, 1.0, aspect]))
-    left, right = placed[:, [a for a, _ in _PAIRS]], placed[:, [b for _, b in _PAIRS]]
+    shown = placed(points[known] * np.array([aspect, 1.0, aspect]))[0]
+    left, right = shown[:, [a for a, _ in _PAIRS]], shown[:, [b for _, b in _PAIRS]]
     shape = np.concatenate(
         [
             right[..., 0] - left[..., 0],
             (right[..., 1:] + left[..., 1:]).reshape(len(known), -1),
-            placed[:, _MIDLINE, 1:].reshape(len(known), -1),
+            shown[:, _MIDLINE, 1:].reshape(len(known), -1),
         ],
         axis=-1,
     )
@@ -240,12 +242,20 @@ def load(path: str | pathlib.Path) -> Head:
     )
 
 
-def _placed(points: Float[np.ndarray, "T P 3"]) -> Float[np.ndarray, "T P 3"]:
+def placed(
+    points: Float[np.ndarray, "T P 3"],
+) -> tuple[
+    Float[np.ndarray, "T P 3"], Float[np.ndarray, "T 3 3"], Float[np.ndarray, " T"]
+]:
     """Turns, moves and scales each row so that its skull lies on the clip's median.
 
     The similarity of least squares (Umeyama 1991); the median skull has unit size.
+
+    Returns:
+        The points; the turn of each row, which is applied from the right; and the size
+        of each row's skull.
     """
-    skull = points[:, _SKULL]
+    skull = points[:, SKULL]
     target = np.median(skull, axis=0)
     target = target - target.mean(axis=0)
     target /= max(target.std(), 1e-9)
@@ -257,7 +267,7 @@ def _placed(points: Float[np.ndarray, "T P 3"]) -> Float[np.ndarray, "T P 3"]:
     rotation = np.einsum("tij,tj,tjk->tik", u, signs, v)
     spread = np.maximum((skull**2).sum(axis=(1, 2)), 1e-12)
     scale = (singular * signs).sum(axis=-1) / spread
-    return (points - centre) @ rotation * scale[:, None, None]
+    return (points - centre) @ rotation * scale[:, None, None], rotation, 1 / scale
 
 
 def _windows(values: Float[np.ndarray, " N"], num_rows: int) -> np.ndarray:

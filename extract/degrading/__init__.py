@@ -1,8 +1,8 @@
 """Known flaws in copies of clips: what is planted, how, and what is found again.
 
-A flaw is one `Flaw` in `sound_flaws` or `picture_flaws`. Its strength runs to 1, and
-the constants beside it say what 1 means. Sound is an array of a whole clip, mono at
-16 kHz; pictures are RGB at 25 Hz and stream one by one.
+A flaw is one `Flaw` in `sound_flaws`, `picture_flaws` or `mouth_flaws`. Its strength
+runs to 1, and the constants beside it say what 1 means. Sound is an array of a whole
+clip, mono at 16 kHz; pictures are RGB at 25 Hz and stream one by one.
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ def _points(numbers: str) -> tuple[int, ...]:
 _STABLE = _points(
     """168 6 197 195 5 4 33 133 362 263 10 338 297 284 389 454 234 162 54 67 109"""
 )
-_LIPS = _points(
+LIPS = _points(
     """61 146 91 181 84 17 314 405 321 375 291 409 270 269 267 0 37 39 40 185"""
 )
 _EYES = _points(
@@ -43,10 +43,10 @@ _OVAL = _points(
     176 149 150 136 172 58 132 93 234 127 162 21 54 103 67 109"""
 )
 _CORNERS = (61, 291)
-_NODES = tuple(sorted({*range(0, 468, 3), *_LIPS}))  # enough for a smooth field
+_NODES = tuple(sorted({*range(0, 468, 3), *LIPS}))  # enough for a smooth field
 _HEIGHT = (10, 152)  # forehead and chin: lengths below are shares of their distance
 _EDGE = 0.08  # over which damping rises from 0 at the edge of the face
-_NEAR_LIPS = 0.10  # likewise around the lips, whose own movement is speech
+_NEARLIPS = 0.10  # likewise around the lips, whose own movement is speech
 _NEAR_EYES = 0.05  # likewise around the lids
 _CORNER = 0.06  # how far a corner of the mouth takes its surroundings along
 _REACH = 0.05  # standard deviation of the field's Gaussian kernel
@@ -80,8 +80,17 @@ def shifts(
     slow = scipy.ndimage.gaussian_filter1d(moved[:, _CORNERS], _SLOW, axis=0)
     calm = scipy.ndimage.gaussian_filter1d(moved, _CALM, axis=0)
     taken = own[:, None] * calm + np.einsum("pc,tcd->tpd", corner, slow)
-    result = np.zeros((len(points), points.shape[1], 2))
-    result[seen] = -strength * np.einsum("tpd,tde->tpe", taken, turns)[..., :2]
+    return in_picture(-strength * taken, turns, seen)
+
+
+def in_picture(
+    moves: Float[np.ndarray, "S 478 3"],
+    turns: Float[np.ndarray, "S 3 3"],
+    seen: Bool[np.ndarray, " T"],
+) -> Float[np.ndarray, "T 478 2"]:
+    """Turns movements of the shape into shifts in picture heights; see `shapes`."""
+    result = np.zeros((len(seen), moves.shape[1], 2))
+    result[seen] = np.einsum("tpd,tde->tpe", moves, turns)[..., :2]
     return result
 
 
@@ -183,20 +192,35 @@ def _onto(
     return np.sum(sizes * sign, axis=-1) / np.sum(bodies**2, axis=(1, 2)), turns
 
 
+def near_mouth(
+    mean: Float[np.ndarray, "478 3"], reach: float
+) -> Float[np.ndarray, " 478"]:
+    """Returns how far each point follows the lips: 1 on them, 0 at the face's edge.
+
+    Args:
+        mean: the mean shape, see `shapes`.
+        reach: standard deviation of the fall around the lips, in face heights.
+    """
+    flat = mean[:, :2]
+    edge = ramp(_nearest(flat, _OVAL) / _EDGE)
+    return edge * np.exp(-0.5 * (_nearest(flat, LIPS) / reach) ** 2)
+
+
+def _nearest(flat: np.ndarray, those: tuple[int, ...]) -> np.ndarray:
+    """Returns each point's distance to the nearest of those."""
+    return np.linalg.norm(flat[:, None] - flat[list(those)], axis=-1).min(axis=-1)
+
+
 def _weights(
     mean: Float[np.ndarray, "478 3"],
 ) -> tuple[Float[np.ndarray, " 478"], Float[np.ndarray, "478 2"]]:
     """Returns how far a point follows its own damping, and that of each corner."""
     flat = mean[:, :2]
-
-    def distance(those: tuple[int, ...]) -> np.ndarray:
-        return np.linalg.norm(flat[:, None] - flat[list(those)], axis=-1).min(axis=-1)
-
-    edge = ramp(distance(_OVAL) / _EDGE)
+    edge = ramp(_nearest(flat, _OVAL) / _EDGE)
     mouth = flat[list(_CORNERS), 1].mean()
-    above = ramp((mouth - flat[:, 1]) / _NEAR_LIPS)
-    own = edge * above * ramp(distance(_LIPS) / _NEAR_LIPS)
-    own *= ramp(distance(_EYES) / _NEAR_EYES)
+    above = ramp((mouth - flat[:, 1]) / _NEARLIPS)
+    own = edge * above * ramp(_nearest(flat, LIPS) / _NEARLIPS)
+    own *= ramp(_nearest(flat, _EYES) / _NEAR_EYES)
     to_corners = np.linalg.norm(flat[:, None] - flat[list(_CORNERS)], axis=-1)
     return own, edge[:, None] * np.exp(-0.5 * (to_corners / _CORNER) ** 2)
 

@@ -20,7 +20,7 @@ from extract.build import Item
 from extract.degrading import flaws
 from tqa_jax import schema
 
-VERSION = 1  # of copies and labels; counts up with any change to them
+VERSION = 2  # of copies and labels; counts up with any change to them
 FLAWS = flaws.SOUND + flaws.PICTURE
 FILE = "provenance.json"  # beside `labels.csv`
 CODEC = [encode.VIDEO, encode.SAME_BYTES]

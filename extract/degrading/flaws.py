@@ -5,12 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from extract.degrading import Flaw, Scene, picture_flaws, sound_flaws
+from extract.degrading import (
+    Flaw,
+    Scene,
+    harmless,
+    mouth_flaws,
+    picture_flaws,
+    sound_flaws,
+)
 from tqa_jax import schema
 
 FLAWS: Mapping[str, Flaw] = {
     **sound_flaws.FLAWS,
     **picture_flaws.FLAWS,
+    **mouth_flaws.FLAWS,
+    **harmless.FLAWS,
     "affect": Flaw(
         "rendering",
         "a calm face with an excited voice, or the other way, at 1 in full",
@@ -18,10 +27,22 @@ FLAWS: Mapping[str, Flaw] = {
         {"cross_modal": 0.90, "overall": 0.30},
     ),
 }
-SOUND = tuple(sound_flaws.FLAWS)
-PICTURE = tuple(picture_flaws.FLAWS)
-_ORDER = ("offset", "swap", "clipping", "noise", "band_limit") + (
-    ("damping", "jitter", "freeze", "blur", "compression")
+SOUND = tuple(name for name, flaw in FLAWS.items() if flaw.kind == "sound")
+PICTURE = tuple(n for n, flaw in FLAWS.items() if flaw.kind in ("picture", "face"))
+_ORDER = (
+    *(
+        "offset",
+        "swap",
+        "vocoder",
+        "clipping",
+        "noise",
+        "band_limit",
+        "codec",
+        "aac",
+        "gain",
+    ),
+    *("damping", "mumble", "identity", "mouth_jitter", "mouth_blur"),
+    *("jitter", "freeze", "blur", "grade", "scale", "compression"),
 )  # in which several are planted
 
 

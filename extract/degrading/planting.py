@@ -11,6 +11,7 @@ where their number is odd, which 4:2:0 lacks.
 
 import json
 import pathlib
+import pickle
 
 import numpy as np
 from jaxtyping import Float
@@ -73,7 +74,7 @@ def plant(
         seed=copy.seed,
         rows=len(samples) // FRAME,
         other=foreign and alike(np.load(foreign), samples, copy.seed),
-        faces=find_faces(original, model, max_seconds) if has_face else None,
+        faces=_kept_faces(original, model, max_seconds, heard) if has_face else None,
         x264=encode.SAME_BYTES,
     )
     shown = pictures(original, decode.Media(), max_seconds)
@@ -118,6 +119,19 @@ def pictures(path: pathlib.Path, media: decode.Media, max_seconds: float) -> Pic
                 f"pictures change from {size[1]}x{size[0]} to {wide}x{tall}"
             )
         yield np.ascontiguousarray(pixels[: tall // 2 * 2, : wide // 2 * 2])
+
+
+def _kept_faces(
+    path: pathlib.Path, model: pathlib.Path, max_seconds: float, heard: pathlib.Path
+) -> backends.Clip:
+    """Finds a clip's faces once for all of its copies; see `find_faces`."""
+    kept = heard.with_suffix(".faces")
+    if kept.exists():
+        return pickle.loads(kept.read_bytes())
+    faces = find_faces(path, model, max_seconds)
+    with output.atomic(kept) as part:
+        part.write_bytes(pickle.dumps(faces))
+    return faces
 
 
 def find_faces(

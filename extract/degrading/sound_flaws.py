@@ -4,16 +4,24 @@ Each has a physical measure that is known beforehand and must come out of the fi
 copy again.
 """
 
+import io
+
+import av
 import numpy as np
 from scipy import signal
 
+from extract import sound
+from extract.backends import logmel
 from extract.degrading import FRAME, RATE, Audio, Flaw, Scene
 
 MAX_OFFSET = 12  # frames of audio-video offset
 SNR_DB = (40.0, 0.0)  # of noise just above strength 0, and at 1
 CUTOFF_HZ = (7000.0, 700.0)  # of the band limit, likewise; falls by equal ratios
 MAX_CLIPPED = 0.4  # share of samples at the limit
+BIT_RATE = (24_000, 6_000)  # of Opus just above strength 0, and at 1
+BANDS = (80, 24)  # of the mel spectrogram that speech is made from again, likewise
 _FADE = 320  # samples, 20 ms: joins in swapped and in shifted audio
+_VOCODED, _VOCODER_HOP, _VOCODER_ROUNDS = 512, 128, 12
 _REFERENCE = 1e-3  # of full scale; swapped sound differs by more almost everywhere
 
 FLAWS: dict[str, Flaw] = {}
@@ -179,4 +187,104 @@ FLAWS["clipping"] = Flaw(
     {"audio_quality": 0.70, "overall": 0.35},
     _clipping,
     _measure_clipping,
+)
+
+
+def _bit_rate(strength: float) -> int:
+    return round(BIT_RATE[0] * (BIT_RATE[1] / BIT_RATE[0]) ** strength)
+
+
+def coded(audio: Audio, codec: str, container: str, bit_rate: int) -> Audio:
+    """Encodes and decodes sound again, and lays it where it was."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as written:
+        stream = written.add_stream(codec, rate=RATE, layout="mono")
+        stream.bit_rate = bit_rate
+        piece = av.AudioFrame.from_ndarray(
+            np.round(audio * 32767).astype(np.int16)[None], format="s16", layout="mono"
+        )
+        piece.sample_rate = RATE
+        written.mux(stream.encode(piece))
+        written.mux(stream.encode(None))
+    file.seek(0)
+    collected = sound.Collector(2 * len(audio))
+    with av.open(file) as read:
+        for piece in read.decode(audio=0):
+            collected.add(piece)
+        collected.flush()
+    decoded = np.concatenate([samples for _, samples in collected.pieces])
+    lags = signal.correlation_lags(len(decoded), len(audio))
+    late = lags[np.argmax(signal.correlate(decoded, audio))]
+    start = max(late, 0)
+    decoded = np.pad(decoded, (max(-late, 0), len(audio)))[start:]
+    return limited(decoded[: len(audio)])
+
+
+def _codec(audio: Audio, strength: float, scene: Scene) -> Audio:
+    return coded(audio, "libopus", "ogg", _bit_rate(strength))
+
+
+def spectral_distance(before: Audio, after: Audio) -> float:
+    """Root mean square of the difference of log spectra where there is speech, dB."""
+    spectra = [
+        np.abs(signal.stft(samples, RATE, nperseg=512)[2])
+        for samples in (before, after)
+    ]
+    loud = spectra[0] > 0.01 * spectra[0].max()
+    ratio = np.log10(np.maximum(spectra[1], 1e-6) / np.maximum(spectra[0], 1e-6))
+    return float(20 * np.sqrt(np.mean(ratio[loud] ** 2)))
+
+
+def _measure_codec(before, after, strength, scene):
+    return _bit_rate(strength), spectral_distance(before, after), None
+
+
+FLAWS["codec"] = Flaw(
+    "sound",
+    "Opus at {} down to {} bit/s".format(*BIT_RATE),
+    "bit/s; measured: dB distance of log spectra",
+    {"audio_quality": 0.60, "overall": 0.25},
+    _codec,
+    _measure_codec,
+)
+
+
+def _bands(strength: float) -> int:
+    return round(BANDS[0] * (BANDS[1] / BANDS[0]) ** strength)
+
+
+def _vocoder(audio: Audio, strength: float, scene: Scene) -> Audio:
+    """Makes the sound again from a mel spectrogram (Griffin and Lim 1984).
+
+    As neural vocoders do when they fail: phases do not fit, fine structure is lost.
+    """
+    filters = logmel.mel_filters(_bands(strength), _VOCODED)
+    filters = filters / np.maximum(filters.sum(axis=1, keepdims=True), 1e-12)
+    options = {"fs": RATE, "nperseg": _VOCODED, "noverlap": _VOCODED - _VOCODER_HOP}
+    size = np.abs(signal.stft(audio, **options)[2])
+    back = filters / np.maximum(filters.sum(axis=0), 1e-6)
+    size = back.T @ (filters @ size)
+    rng = np.random.default_rng([scene.seed, 18])
+    phase = np.exp(2j * np.pi * rng.uniform(size=size.shape))
+    for _ in range(_VOCODER_ROUNDS):
+        made = signal.istft(size * phase, **options)[1]
+        phase = np.exp(1j * np.angle(signal.stft(made, **options)[2]))
+        phase = phase[:, : size.shape[1]]
+    made = signal.istft(size * phase, **options)[1]
+    made = np.pad(made, (0, len(audio)))[: len(audio)]
+    power, wanted = np.mean(made**2), np.mean(np.square(audio, dtype=np.float64))
+    return limited(made * np.sqrt(wanted / max(power, 1e-12)))
+
+
+def _measure_vocoder(before, after, strength, scene):
+    return _bands(strength), spectral_distance(before, after), None
+
+
+FLAWS["vocoder"] = Flaw(
+    "sound",
+    "speech made again from {} down to {} mel bands".format(*BANDS),
+    "mel bands; measured: dB distance of log spectra",
+    {"audio_quality": 0.65, "overall": 0.30},
+    _vocoder,
+    _measure_vocoder,
 )

@@ -20,6 +20,11 @@ SECONDS = 3.2
 MISSING_LABELS = 0.08  # share of label cells
 MISSING_MODALITIES = 0.04  # share of clips without one of their modalities
 COVERED = 0.06  # share of clips with a hand before the face for 0.6 to 1.4 s
+FLAWS = (
+    *("offset", "swap", "noise", "band_limit", "clipping"),
+    *("blur", "compression", "freeze", "jitter", "damping", "affect"),
+)
+"""Flaws that are rendered or planted into rendered clips."""
 _FLAW_COUNTS = (0.10, 0.25, 0.35, 0.30)  # chance of 0, 1, 2 and 3 flaws in a clip
 _CLIPS_PER_IDENTITY = 6
 MEANINGS = {
@@ -121,5 +126,5 @@ def _identity_splits(clips: int) -> tuple[str, ...]:
 def _draw_strengths(rng: np.random.Generator) -> dict[str, float]:
     """Draws up to three flaws."""
     count = rng.choice(len(_FLAW_COUNTS), p=_FLAW_COUNTS)
-    chosen = rng.choice(list(flaws.FLAWS), count, replace=False)
+    chosen = rng.choice(FLAWS, count, replace=False)
     return {str(flaw): flaws.draw_strength(flaw, rng) for flaw in sorted(chosen)}
