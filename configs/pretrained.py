@@ -18,7 +18,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.preprocess.pca = ml_collections.ConfigDict({"visual": 24, "audio": 32})
     config.preprocess.winsorise = 1.5
     config.model.width = 32
+    config.model.depth = 1
     config.model.temporal_layers = 0
+    config.model.cross_layers = 0
     config.model.pooling = "mean"
     config.model.fusion_layers = 1
     config.model.fusion_heads = 4
@@ -27,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.modality_dropout = 0.1
     config.weighting.name = "fixed"
     config.optim.learning_rate = 3e-3
-    config.train.epochs = 60
-    config.train.patience = 20
-    config.train.members = 5
+    config.train.epochs = 45
+    config.train.patience = 15
+    config.train.members = 3
     return config

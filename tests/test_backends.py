@@ -188,7 +188,6 @@ def test_a_row_that_one_of_two_did_not_measure_is_present_and_partly_nan():
             "visual_weights is '/none'; expected a local",
         ),
         ({"visual_weights": "/none"}, "--visual_weights is given, .*'nss' does not re"),
-        ({"sync": "head"}, "--sync=head needs a trained head, --sync_weights=FILE"),
         ({"sync": "syncnet"}, "syncnet needs weights: download http"),
         ({"network_dtype": "int8"}, "unknown network dtype 'int8'; available: float32"),
         ({"network_dtype": "bfloat16"}, "no backend is a network that computes in it"),

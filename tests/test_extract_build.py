@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import os
 import signal
@@ -8,23 +9,29 @@ import time
 import numpy as np
 import pytest
 
-from extract import backends, build, clip, measure, run
+from extract import backends, build, clip, jobs, measure, run
 from tests import media
 from tqa_jax import output, records, schema
 
 TASKS = schema.TASKS[:2]
 NUM_GOOD = 4
-OPTIONS = backends.options()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with four good clips and one without sound."""
+    """A folder with four good clips and one of each kind of bad one."""
     clips = tmp_path_factory.mktemp("data") / "clips"
     clips.mkdir()
     for index in range(NUM_GOOD):
         media.face(clips / f"good{index}.mp4", 0.4, picture=media.talking(index + 1))
     media.face(clips / "deaf.mp4", 0.4, sound=None)
+    media.face(clips / "blind.mp4", 0.4, picture=None)
+    media.simple(clips / "faceless.mp4", 0.4)
+    (clips / "empty.mp4").write_bytes(b"")
+    (clips / "text.mp4").write_text("no video")
+    whole = media.face(clips / "cut.mp4", 1.0).read_bytes()
+    (clips / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    media.face(clips / "unrated.mp4", 0.4)
     return clips
 
 
@@ -44,30 +51,63 @@ def _build(items, out, **more):
 
 @pytest.fixture(scope="module")
 def command(folder, tmp_path_factory):
-    """Runs the command once; returns status, set and arguments."""
+    """Runs the command over good and bad clips once; returns status and set."""
     base = tmp_path_factory.mktemp("command")
     (base / "labels.csv").write_text(
-        "clip,split,lip_sync,overall\ndeaf,train,3,3\n"
+        "clip,split,lip_sync,overall\n"
         "good0,train,1.5,\ngood1.mp4,train,,3\ngood2,val,2,2\ngood3,test,-1,4\n"
+        + "".join(
+            f"{name},train,3,3\n"
+            for name in ("deaf", "blind", "faceless", "empty", "text", "cut")
+        )
     )
-    arguments = [f"--clips={folder}", f"--labels={base / 'labels.csv'}"]
-    arguments += [f"--out={base / 'set'}", "--num_workers=2"]
+    arguments = [
+        f"--clips={folder}",
+        f"--labels={base / 'labels.csv'}",
+        f"--out={base / 'set'}",
+        "--num_workers=2",
+    ]
     return run.main(arguments), base / "set", arguments
 
 
-def test_stored_features_and_labels_are_the_clips(command, folder):
+def test_the_command_makes_a_set_and_lists_what_it_rejects(command):
     status, out, _ = command
+    assert status == 3
     info = schema.load(out)
-    assert status == 3 and info.schema.modalities == backends.describe(OPTIONS)
+    assert info.name == "set" and info.provenance["kind"] == "ratings"
+    assert info.schema.modalities == backends.describe(backends.options())
     assert info.schema.task_names == ("lip_sync", "overall")
-    counts = {split: one.clips for split, one in info.splits.items()}
-    assert counts == {"train": 2, "validation": 1, "test": 1}
-    assert (out / "rejected.csv").read_text().splitlines()[1:] == [
-        "deaf,no audio stream"
-    ]
+    clips = {
+        split: [c.clip for c in records.read_split(out, info, split)]
+        for split in schema.SPLITS
+    }
+    assert clips == {
+        "train": ["good0", "good1"],
+        "validation": ["good2"],
+        "test": ["good3"],
+    }
+    with (out / "rejected.csv").open(newline="") as file:
+        reasons = {row["clip"]: row["reason"] for row in csv.DictReader(file)}
+    expected = {
+        "deaf": "no audio stream",
+        "blind": "no video stream",
+        "faceless": "no face found in 10 frames",
+        "empty": "0 bytes",
+        "text": "not a readable video",
+        "cut": "not a readable video",
+    }
+    assert set(reasons) == set(expected)
+    for name, part in expected.items():
+        assert part in reasons[name]
+    assert not list(out.parent.glob(".set*"))
+
+
+def test_stored_features_and_labels_are_the_clips(command, folder):
+    _, out, _ = command
+    info = schema.load(out)
     stored = next(iter(records.read_split(out, info, "test")))
     np.testing.assert_array_equal(stored.labels, np.array([np.nan, 4], np.float32))
-    measured = clip.observe(folder / "good3.mp4", OPTIONS)
+    measured = clip.observe(folder / "good3.mp4", backends.options())
     for name, values in measured.features.items():
         np.testing.assert_array_equal(
             stored.frame_mask[name], measured.frame_mask[name]
@@ -75,7 +115,11 @@ def test_stored_features_and_labels_are_the_clips(command, folder):
         np.testing.assert_array_equal(
             stored.features[name], values.astype(np.float16).astype(np.float32)
         )
-    assert not list(out.parent.glob(".set*"))
+
+
+def test_no_path_of_the_machine_is_stored(command, folder):
+    text = (command[1] / "dataset.json").read_text()
+    assert str(folder) not in text and "site-packages" not in text
 
 
 def test_a_finished_set_is_left_as_it_is(command, capsys):
@@ -86,15 +130,23 @@ def test_a_finished_set_is_left_as_it_is(command, capsys):
     assert (out / "dataset.json").stat().st_mtime_ns == before
 
 
+def test_clips_without_a_row_are_counted(command, capsys):
+    run.main(command[2])
+    assert "1 clips have no row in" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
         (["--score_range=5"], "--score_range is '5'; expected two numbers"),
         (["--score_range=5,1"], "expected two numbers, the lowest score first"),
+        (["--score_range=1,inf"], "--score_range is '1,inf'; expected two numbers"),
         (["--score_range=2,5"], "lip_sync is 1.5; expected 2 to 5"),
         (["--visual=cnn"], "unknown visual backend 'cnn'; available: nss, clip"),
         (["--device_batch=0"], "--device_batch is 0; expected at least 1"),
+        (["--num_workers=0"], "--num_workers is 0"),
         (["--name=a-b"], "'a-b' must be letters"),
+        (["--landmarker=/none"], "no face landmarker at /none"),
         (["--labels=/none.csv"], "no labels file at /none.csv"),
     ],
 )
@@ -131,9 +183,6 @@ def test_another_set_of_the_clips_measures_only_what_is_new(folder, tmp_path):
     found = {c.clip: c for c in records.read_split(out, third.info, "train")}
     assert set(found) == {"good0", "good1", "good3"}
     assert found["good3"].labels[0] == 1.5
-    # What is refused leaves the set that was there.
-    with pytest.raises(schema.InputError, match="none of 4 clips can be used"):
-        _build(items, out, options=backends.options(max_seconds=0.2))
     # The same again touches nothing.
     before = (out / "dataset.json").stat().st_mtime_ns
     assert _build([*items[:3], moved], out, dtype="float32").info == third.info
@@ -149,6 +198,17 @@ def test_a_joined_backend_is_measured_alone(folder, tmp_path):
     assert _measured(both)[1] == {"decode", "landmarks", "action_units"}
     fresh = _build(items, tmp_path / "three", options=more)
     assert both.info.splits == fresh.info.splits  # checksums of the shards
+    # Less than before needs nothing.
+    assert _build(items, tmp_path / "four", features=features).tally.measured == 0
+
+
+def test_clips_that_are_too_long_now_are_rejected(folder, tmp_path):
+    out = tmp_path / "set"
+    _build(_items(folder), out)
+    with pytest.raises(schema.InputError, match="none of 4 clips can be used"):
+        _build(_items(folder), out, options=backends.options(max_seconds=0.2))
+    assert schema.load(out).splits["train"].clips == 2  # the old one stays
+    assert _build(_items(folder), out).tally.measured == 0
 
 
 def test_a_folder_with_something_else_is_refused(folder, tmp_path):
@@ -159,7 +219,7 @@ def test_a_folder_with_something_else_is_refused(folder, tmp_path):
 
 
 def _all_of(work, tally=None, **how):
-    options = OPTIONS
+    options = backends.options()
     names = [setting.name for setting in options.settings]
     work = {key: measure.Job(path, names) for key, path in work.items()}
     given = {"num_workers": 1, "timeout_seconds": 60, **how}
@@ -182,32 +242,35 @@ def test_a_crash_and_a_defect_cost_one_clip_each(folder, capsys):
     assert "KeyError" in capsys.readouterr().err
 
 
+def test_little_memory_means_few_workers(monkeypatch):
+    monkeypatch.setattr(jobs.machine, "cores", lambda: 8)
+    for free, count in ((None, 8), (1 << 40, 8), (2 << 30, 3), (1, 1)):
+        monkeypatch.setattr(jobs.machine, "free_memory", lambda free=free: free)
+        assert jobs.count() == count and jobs.count(5) == 5 and jobs.count(9, 2) == 2
+
+
 @pytest.mark.slow
 def test_a_hanging_decoder_costs_one_clip(folder):
     work = {"hang": media.Endless(), "good": folder / "good0.mp4"}
-    found = _all_of(work, timeout_seconds=20)
-    assert found["hang"] == ("given up after 20 s", False)
+    found = _all_of(work, timeout_seconds=10)
+    assert found["hang"] == ("given up after 10 s", False)
     assert found["good"].rows == 10
 
 
-def test_a_clip_that_is_gone_costs_itself_and_is_tried_again(folder, tmp_path):
-    path = tmp_path / "late.mp4"
-    items = [*_items(folder)[:2], build.Item(path, "late", "s9", "train", {})]
-    assert _build(items, tmp_path / "set").rejected == (("late", "no such file"),)
-    path.write_bytes((folder / "good3.mp4").read_bytes())
-    found = _build(items, tmp_path / "set")
-    assert found.tally.measured == 1 and found.rejected == ()
+def test_a_file_that_cannot_be_read_costs_one_clip(folder, tmp_path):
+    items = _items(folder)
+    items.append(build.Item(folder / "gone.mp4", "gone", "s9", "train", {}))
+    items.append(build.Item(folder / "lost.mp4", "lost", "s8", "train", {}))
+    summary = _build(items, tmp_path / "set")
+    assert summary.rejected == (("gone", "no such file"), ("lost", "no such file"))
+    assert summary.tally.measured == NUM_GOOD
 
 
-def test_without_clips_to_train_on_there_is_no_set(folder, tmp_path):
-    deaf = build.Item(folder / "deaf.mp4", "deaf", "deaf", "train", {})
-    for items, message in (
-        ([deaf], "none of 1 clips.*no audio stream"),
-        ([deaf, *_items(folder)[3:]], "no clip of the train split"),
-    ):
-        with pytest.raises(schema.InputError, match=message):
-            _build(items, tmp_path / "set")
-        assert [path.name for path in tmp_path.iterdir()] == ["set.features"]
+def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
+    with pytest.raises(OSError), output.atomic(tmp_path / "a") as part:
+        part.write_text("half")
+        raise OSError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_openface_tables_that_fit_no_clip_or_two_are_refused(folder, tmp_path):
@@ -218,6 +281,39 @@ def test_openface_tables_that_fit_no_clip_or_two_are_refused(folder, tmp_path):
     with pytest.raises(schema.InputError, match="'good0' and 'other/good0' would both"):
         _build([*_items(folder), twin], tmp_path / "set", options=options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_usable_makes_nothing(folder, tmp_path):
+    bad = [build.Item(folder / "deaf.mp4", "deaf", "deaf", "train", {})]
+    with pytest.raises(schema.InputError, match="none of 1 clips.*no audio stream"):
+        _build(bad, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_set_without_clips_to_train_on_is_not_made(folder, tmp_path):
+    items = [build.Item(folder / "deaf.mp4", "deaf", "deaf", "train", {})]
+    items += _items(folder)[3:]
+    with pytest.raises(schema.InputError, match="no clip of the train split"):
+        _build(items, tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.features"]
+
+
+@pytest.mark.slow
+def test_building_twice_gives_the_same_bytes(folder, tmp_path):
+    one, two = (_build(_items(folder), tmp_path / name) for name in ("a", "b"))
+    assert one.info.splits == two.info.splits  # checksums of the shards
+
+
+def test_a_fingerprint_follows_the_content_and_the_backend(folder, tmp_path):
+    path, copy = folder / "good0.mp4", tmp_path / "copy.mp4"
+    one = measure.fingerprint(path, backends.options())
+    copy.write_bytes(path.read_bytes())
+    assert measure.fingerprint(copy, backends.options()) == one
+    short = measure.fingerprint(path, backends.options(max_seconds=9))
+    assert short.clip != one.clip and short.parts == one.parts
+    copy.write_bytes(path.read_bytes() + b"x")
+    other = measure.fingerprint(copy, backends.options())
+    assert not set(other.parts.values()) & set(one.parts.values())
 
 
 @pytest.mark.parametrize(
@@ -272,6 +368,15 @@ def test_a_result_that_a_power_cut_tore_is_measured_again(folder, tmp_path):
     torn.write_bytes(data[: len(data) // 2])
     again = _build(items, out, name="other")
     assert again.tally.measured == 1 and again.info.splits == first.info.splits
+
+
+def test_a_clip_that_was_gone_is_tried_again(folder, tmp_path):
+    path = tmp_path / "late.mp4"
+    items = [*_items(folder)[:2], build.Item(path, "late", "s9", "train", {})]
+    assert _build(items, tmp_path / "set").rejected == (("late", "no such file"),)
+    path.write_bytes((folder / "good3.mp4").read_bytes())
+    found = _build(items, tmp_path / "set")
+    assert found.tally.measured == 1 and found.rejected == ()
 
 
 def test_two_jobs_do_not_share_a_folder(folder, tmp_path):

@@ -10,6 +10,10 @@ from tqa_jax import schema
 MODEL = landmarks.find_model()
 
 
+def _blank(size=256):
+    return np.full((size, size, 3), 128, np.uint8)
+
+
 def _small(width: int) -> np.ndarray:
     import cv2
 
@@ -47,6 +51,13 @@ def test_blendshape_names_are_the_models_own():
     assert tuple(shape.category_name for shape in found) == landmarks.BLENDSHAPES
 
 
+def test_a_picture_without_a_face_gives_none():
+    with landmarks.tracker(MODEL) as find:
+        assert find(_blank()) is None
+        assert find(media.portrait()) is not None
+        assert find(_blank()) is None
+
+
 def _pair(left: int, right: int) -> np.ndarray:
     """Returns a picture with a face of each width beside each other; 0 for none."""
     picture = np.full((256, 512, 3), 128, np.uint8)
@@ -69,6 +80,16 @@ def test_a_tracker_stays_with_its_face_and_a_new_one_remembers_none():
         assert find(_pair(256, 220)).points[:, 0].mean() > 0.5
     with landmarks.tracker(MODEL) as find:
         assert find(_pair(256, 220)).points[:, 0].mean() < 0.5
+
+
+def test_a_followed_face_is_kept_until_another_is_twice_as_large():
+    def square(centre, side):
+        return np.array([(centre - side / 2, 0, 0), (centre + side / 2, side, 0)])
+
+    last = np.array([0.2, 0.15])
+    assert landmarks._choose([square(0.7, 0.35), square(0.2, 0.3)], last) == 1
+    assert landmarks._choose([square(0.7, 0.50), square(0.2, 0.3)], last) == 0
+    assert landmarks._choose([square(0.7, 0.35), square(0.2, 0.3)], None) == 0
 
 
 def test_a_missing_or_other_model_is_one_clear_line(tmp_path, monkeypatch):
@@ -94,3 +115,12 @@ def test_a_missing_system_library_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(landmarks, "tracker", tracker)
     with pytest.raises(schema.InputError, match="libEGL.so.1.*apt-get install libegl1"):
         landmarks.check_library(MODEL)
+
+
+def test_only_known_noise_is_dropped_from_stderr(capfd):
+    import os
+
+    with landmarks._without_noise():
+        os.write(2, b"W0000 00:00:1795423365.715443    4122 graph.cc:181] noise\n")
+        os.write(2, b"something that matters\n")
+    assert capfd.readouterr().err == "something that matters\n"

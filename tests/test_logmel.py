@@ -60,6 +60,26 @@ def test_a_row_is_centred_on_its_instant():
     np.testing.assert_allclose(found["rms_db"][[20, 21]], -30.1, atol=0.1)
 
 
+def test_delta_is_the_slope_of_the_spectrum():
+    level = 10 ** (np.arange(32000) / 640 * 0.5 / 20)  # 0.5 dB a row
+    samples = (1e-3 * level * RNG.choice([-1.0, 1.0], 32000)).astype(np.float32)
+    found, _ = _features(samples)
+    slopes = [found[f"mel{band:02d}_delta"][5:-5].mean() for band in range(64)]
+    assert np.mean(slopes) == pytest.approx(0.5, abs=0.02)
+
+
+def test_statistics_know_a_tone_from_noise():
+    tone, _ = _features(_sine(200, 0.5))
+    noise, _ = _features(RNG.normal(0, 0.2, 32000).astype(np.float32))
+    inside = slice(5, -5)
+    assert tone["periodicity"][inside].min() > 0.99
+    assert noise["periodicity"][inside].max() < 0.5
+    assert tone["centroid_khz"][inside].mean() == pytest.approx(0.2, abs=0.01)
+    assert noise["centroid_khz"][inside].mean() == pytest.approx(4.0, abs=0.2)
+    assert tone["rms_db"][20] == pytest.approx(-9.03, abs=0.1)
+    assert noise["flatness_db"][20] > tone["flatness_db"][20] + 20
+
+
 def test_clipping_is_seen_at_and_below_full_scale():
     clean, _ = _features(_sine(150, 0.9))
     hard, _ = _features(np.clip(_sine(150, 3.0), -1, 1))
@@ -88,6 +108,23 @@ def test_any_sound_gives_finite_small_numbers(rows, level):
     assert values.shape == (rows, len(logmel.FEATURES)) and values.dtype == np.float32
     assert np.isfinite(values).all() and np.abs(values).max() < 1000
     assert mask.all()
+
+
+def test_missing_sound_is_no_step_to_silence():
+    samples = RNG.normal(0, 0.1, 64000).astype(np.float32)
+    present = np.ones(64000, bool)
+    present[16000:32000] = False
+    whole, _ = logmel.features(samples, np.ones(64000, bool), 100)
+    gapped, mask = logmel.features(samples * present, present, 100)
+    changes = [
+        index
+        for index, name in enumerate(logmel.FEATURES)
+        if name.endswith("_delta") or name == "flux_db"
+    ]
+    edges = mask & np.isin(np.arange(100), [24, 25, 50, 51, 52])
+    usual = np.abs(whole[:, changes]).max()
+    assert mask.sum() == 76 and edges.sum() == 5
+    assert np.abs(gapped[edges][:, changes]).max() < 2 * usual
 
 
 def test_missing_sound_is_masked_and_sets_no_noise_floor():

@@ -2,14 +2,15 @@ import jax
 import numpy as np
 import pytest
 
-from extract import backends, clip, run
+from extract import backends, clip, measure, run
 from extract import network_stage as device
 from extract.backends import _speech
 from extract.networks import resnet, tensors, wav2vec2
 from tests import checkpoints, media
 from tqa_jax import schema
 
-LENGTHS = (0.4, 0.8, 1.6)
+ROWS = 32
+LENGTHS = (0.4, 1.2, 2.6)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,12 @@ def test_batches_over_clips_give_what_each_clip_gives_alone(
     assert all(spent > 0 for spent in networks.seconds.values())
 
 
+def test_a_clip_that_fills_its_batches_does_not_wait(observed, options):
+    networks = _networks(options, device_batch=10)
+    assert [key for key, _ in networks.add("0", observed["0"])] == ["0"]
+    assert networks.finish() == []
+
+
 def test_a_network_is_compiled_once_for_a_shape(observed, options, monkeypatch):
     traced = []
     pooled = resnet.pooled
@@ -101,6 +108,44 @@ def test_a_network_is_compiled_once_for_a_shape(observed, options, monkeypatch):
         networks.add(key, one)
     networks.finish()
     assert traced == [(8, 112, 112, 8)]
+
+
+def test_rows_without_a_face_are_masked(tmp_path, options):
+    talking = media.talking()
+
+    def picture(time):
+        return np.full((256, 256, 3), 90, np.uint8) if time < 0.4 else talking(time)
+
+    one = clip.observe(media.face(tmp_path / "a.mp4", 1.2, picture=picture), options)
+    networks = _networks(options)
+    ((_, whole),) = networks.add("a", one) + networks.finish()
+    seen = whole.frame_mask["visual"]
+    assert (
+        not seen[:10].any()
+        and seen.sum() == len(one.pending["visual/resnet101"]["crops"]) > 15
+    )
+    assert np.isfinite(whole.features["visual"][seen]).all()
+    assert np.isnan(whole.features["visual"][~seen]).all()
+
+
+def test_sound_is_padded_to_few_lengths_and_never_much():
+    counts = np.arange(640, 16_000 * 300, 640)
+    lengths = np.array([_speech.padded_length(int(count)) for count in counts])
+    assert (lengths >= counts).all() and len(set(lengths)) < 30
+    longer = counts > 16_000 * 5
+    assert (lengths[longer] <= 1.27 * counts[longer]).all()
+
+
+def test_bfloat16_is_near_float32(observed, options):
+    low = options.having(network_dtype="bfloat16")
+    found = []
+    for one in (options, low):
+        networks = _networks(one)
+        found += dict(networks.add("0", observed["0"]) + networks.finish()).values()
+    for name in ("visual", "audio"):
+        one, other = (clip.features[name] for clip in found)
+        seen = found[0].frame_mask[name]
+        assert 0 < np.abs(one - other)[seen].max() < 0.15 * np.abs(one[seen]).max()
 
 
 def test_too_little_memory_is_one_clear_line(observed, options, monkeypatch):
@@ -142,3 +187,34 @@ def test_the_command_makes_a_set_with_networks(folder, options, tmp_path, capsys
     assert "measured 3 clips" in said and "visual network" in said
     assert "keypoints" not in said
     assert schema.load(tmp_path / "set").schema.modalities[0].version.startswith("1+")
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"visual_weights": "/none"}, "visual_weights is '/none'; expected a local"),
+        ({"visual": "nss"}, "--visual_weights is given, but .*'nss' does not read it"),
+        ({"sync": "syncnet"}, "syncnet needs weights: download http"),
+        ({"network_dtype": "int8"}, "unknown network dtype 'int8'; available: float32"),
+        (
+            {"visual": "nss", "visual_weights": None, "audio": "logmel"}
+            | {"audio_weights": None, "network_dtype": "bfloat16"},
+            "no backend is a network that computes in it",
+        ),
+    ],
+)
+def test_bad_options_are_one_clear_line(options, more, message):
+    with pytest.raises(schema.InputError, match=message):
+        clip.check(options.having(**more))
+
+
+def test_clip_computes_in_float32_alone(tmp_path):
+    options = backends.options(visual="clip", network_dtype="bfloat16")
+    with pytest.raises(schema.InputError, match="no backend is a network that comp"):
+        clip.check(options)
+
+
+def test_other_weights_have_another_fingerprint(options, folder, tmp_path):
+    other = options.having(visual_weights=str(checkpoints.resnet(tmp_path, seed=1)))
+    path = folder / "0.mp4"
+    assert measure.fingerprint(path, other) != measure.fingerprint(path, options)

@@ -47,6 +47,13 @@ def test_beside_a_missing_line_the_nearest_is_taken(tmp_path):
     np.testing.assert_allclose(values[mask, 0], expected, atol=2e-4)
 
 
+def test_no_value_is_made_up_across_a_gap(tmp_path):
+    times = [0.0, 0.04, 0.08, *(round(0.4 + 0.04 * row, 2) for row in range(7))]
+    values, mask = openface.read(_table(tmp_path / "a.csv", timestamp=times), 17, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), np.arange(3, 10))
+    np.testing.assert_allclose(values[10, 0], 0.3, atol=1e-6)
+
+
 def test_lines_without_a_time_are_the_frames_of_the_clip(tmp_path):
     times = _times(10, 0.08)
     for columns in ({}, {"timestamp": _times(10, 0.001)}):
@@ -96,13 +103,28 @@ def _with_cells(path, changes) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     "cell",
-    ["-nan(ind)", "nan", "1.#IND", "-1.#IND00", "1.#QNAN", "1.#INF", "-inf", "", " "],
+    ["-nan(ind)", "nan", "-nan", "nan(snan)", "NaN", "1.#IND", "-1.#IND00", "1.#QNAN"]
+    + ["1.#INF", "inf", "-inf", "1e999", "", " "],
 )
-def test_a_line_without_an_intensity_is_missing(tmp_path, cell):
-    changes = {(5, "AU12_r"): cell, (8, "AU01_r"): "#VALUE!", (8, "success"): "0"}
+@pytest.mark.parametrize("success", ["0", "1"])
+def test_a_line_without_an_intensity_is_missing(tmp_path, cell, success):
+    changes = {(5, "AU12_r"): cell, (5, "success"): success}
     values, mask = openface.read(_with_cells(tmp_path / "a.csv", changes), 10, [])
-    np.testing.assert_array_equal(np.flatnonzero(~mask), [4, 7])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [4])
     np.testing.assert_allclose(values[mask, 0], np.arange(10)[mask] / 10, atol=1e-6)
+
+
+def test_any_word_may_stand_where_openface_failed(tmp_path):
+    changes = {(5, "success"): "0", (5, "AU01_r"): "#VALUE!"}
+    path = _with_cells(tmp_path / "a.csv", changes)
+    _, mask = openface.read(path, 10, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [4])
+    path.write_text(path.read_text()[:-60])  # The last line is cut off.
+    _, mask = openface.read(path, 10, [])
+    np.testing.assert_array_equal(np.flatnonzero(~mask), [4, 9])
+    changes = {(5, "AU01_r"): "#VALUE!"}
+    with pytest.raises(schema.InputError, match="line 6: AU01_r is '#VALUE!'"):
+        openface.read(_with_cells(tmp_path / "b.csv", changes), 10, [])
 
 
 def _shared(*parts: str) -> pathlib.Path:

@@ -1,367 +1,93 @@
-import dataclasses
-import os
-import pathlib
-import re
-
 import numpy as np
 import pytest
+import scipy.ndimage
 
-from extract import backends, decode, jobs, sync_fit, train_sync
-from extract.backends import _sync, correlation
-from extract.backends import head as sync_head
-from extract.rendering import speech
-from tqa_jax import output, schema
-
-CLIPS = pathlib.Path(os.environ.get("TQA_SHARED", "../shared")) / "data" / "clips"
-LIPS = sync_head._PAIRS[:18]
+from extract.backends import correlation as sync
 
 
-def _spoken(seed: int, seconds: float) -> speech.Speech:
-    return speech.synthesize(speech.draw_voice(seed), seconds=seconds, seed=seed)
+def _syllables(num_rows: int, seed: int = 0) -> np.ndarray:
+    """Returns a mouth opening in 0..1 with about four syllables a second."""
+    rng = np.random.default_rng(seed)
+    noise = scipy.ndimage.gaussian_filter1d(rng.normal(size=num_rows + 60), 2)[30:-30]
+    return np.clip(0.4 + 2.0 * noise, 0, 1)
 
 
-def _points(spoken: speech.Speech, seed: int = 0, *, moving: bool = True) -> np.ndarray:
-    """Returns landmarks of a nodding head that speaks; the face is drawn by seed."""
-    rng = np.random.default_rng([seed, 3])
-    face = 0.1 * np.random.default_rng(5).normal(size=(478, 3))
-    face[10], face[152] = (0, -0.25, 0), (0, 0.25, 0)
-    for left, right in sync_head._PAIRS:
-        face[right] = face[left] * (-1, 1, 1)
-    face *= rng.uniform(0.9, 1.1, 3)
-    rows = len(spoken.opening)
-    points = np.repeat(face[None], rows, axis=0)
-    if moving:
-        lower = [point for pair in LIPS[2:5] for point in pair] + [14, 17, 87, 317, 152]
-        points[:, lower, 1] += 0.05 * spoken.opening[:, None]
-        points[:, [13, 82, 312, 0], 1] -= 0.01 * spoken.opening[:, None]
-        points[:, [61, 78], 0] -= 0.02 * spoken.spread[:, None]
-        points[:, [291, 308], 0] += 0.02 * spoken.spread[:, None]
-    points += 1e-4 * rng.normal(size=points.shape)
-    angle = 0.1 * np.sin(np.arange(rows) / 9)
-    turned = points.copy()
-    turned[..., 0] = np.cos(angle)[:, None] * points[..., 0]
-    turned[..., 0] -= np.sin(angle)[:, None] * points[..., 1]
-    turned[..., 1] = np.sin(angle)[:, None] * points[..., 0]
-    turned[..., 1] += np.cos(angle)[:, None] * points[..., 1]
-    return turned + 0.5
+def _points(opening: np.ndarray, turn: float = 0.0) -> np.ndarray:
+    """Returns landmarks of a face whose lips are apart by up to a tenth of it."""
+    points = np.zeros((len(opening), 478, 3))
+    points[:, 10, 1], points[:, 152, 1] = 0.2, 0.8
+    for upper, lower in ((13, 14), (82, 87), (312, 317), (0, 17)):
+        points[:, upper, 1] = 0.6 - 0.03 * opening
+        points[:, lower, 1] = 0.6 + 0.03 * opening
+    if turn:
+        angles = turn * np.linspace(-1, 1, len(opening))
+        across = points[:, :, 1] * np.sin(angles)[:, None]
+        points[:, :, 1] *= np.cos(angles)[:, None]
+        points[:, :, 0] = 0.5 + across
+    return points
 
 
-def _late(sound: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sound so many rows later, and where it is."""
-    moved, present = np.zeros_like(sound), np.zeros(len(sound), bool)
-    shift = 640 * rows
-    to = slice(max(0, shift), len(sound) + min(0, shift))
-    moved[to] = sound[max(0, -shift) : len(sound) - max(0, shift)]
-    present[to] = True
-    return moved, present
+def _sound(opening: np.ndarray, late_rows: float, seed: int = 1) -> np.ndarray:
+    """Returns noise as loud as the mouth is open, late by so many rows."""
+    count = len(opening) * 640
+    time = np.arange(count) / 640 - late_rows
+    level = np.interp(time, np.arange(len(opening)), opening)
+    noise = np.random.default_rng(seed).normal(size=count)
+    return (0.2 * 10 ** (2 * (level - 1)) * noise).astype(np.float32)
 
 
-def _clip(seed: int, late: int = 0, seconds: float = 6.0) -> backends.Clip:
-    spoken = _spoken(seed, seconds)
-    sound, present = _late(spoken.audio, late)
-    points = _points(spoken, seed)
-    return backends.Clip(
-        path=None,
-        rows=len(points),
-        frame_seconds=(),
-        points=points,
-        blendshapes=np.zeros((len(points), 52)),
-        seen=np.ones(len(points), bool),
-        aspect=1.0,
-        samples=sound,
-        present=present,
-        notes=[],
-    )
+def _run(opening, sound, **more):
+    present = np.ones(len(sound), bool)
+    return sync.features(_points(opening, **more), 1.0, sound, present)
 
 
-@pytest.fixture(scope="module")
-def described():
-    """Eight speakers, two of them out of step by themselves."""
-    late = (0, 3, 0, 0, -2, 0, 0, 0)
-    return [sync_fit.described(_clip(20 + at, n)) for at, n in enumerate(late)]
-
-
-@pytest.fixture(scope="module")
-def head(described):
-    return sync_fit.fit(described)
-
-
-@pytest.fixture(params=["head", "correlation"])
-def features(request, head):
-    """Measures a clip by either backend, changed as asked for."""
-
-    def measured(clip, **changes):
-        clip = dataclasses.replace(clip, **changes)
-        given = (clip.points, clip.aspect, clip.samples, clip.present)
-        if request.param == "head":
-            return sync_head.features(*given, head)
-        return correlation.features(*given)
-
-    return measured
-
-
-@pytest.fixture
-def voice(features, request):
-    """A new speaker; loudness alone finds its way with distinct syllables only."""
-    return {"head": 7, "correlation": 28}[request.node.callspec.params["features"]]
-
-
-@pytest.mark.parametrize("late", [-12, -5, -1, 0, 4, 13])
-def test_a_planted_shift_is_found_positive_when_late(features, voice, late):
-    values, mask = features(_clip(voice, late, seconds=8.0))
+@pytest.mark.parametrize("late", [-10, -4, -1, 0, 1, 4, 10])
+@pytest.mark.parametrize("turn", [0.0, 0.4])
+def test_a_planted_offset_is_found_positive_when_audio_is_late(late, turn):
+    opening = _syllables(200)
+    values, mask = _run(opening, _sound(opening, late), turn=turn)
     assert mask.all() and values[:, 3].all()
-    assert np.mean(values[:, 2] == late) > 0.85
-    assert np.median(values[:, 0]) > 0.1 and np.median(values[:, 1]) > 0.15
+    inside = values[15:-15]
+    assert np.mean(inside[:, 2] == late) > 0.95
+    assert np.median(inside[:, 0]) > 0.5 and np.median(inside[:, 1]) > 0.3
 
 
-def test_sound_of_another_clip_stands_out_less(features, voice):
-    clip, other = _clip(voice), _clip(8)
-    matched, _ = features(clip)
-    unmatched, _ = features(clip, samples=other.samples)
-    assert np.median(unmatched[:, 1]) < 0.6 * np.median(matched[:, 1])
+def test_unrelated_sound_has_low_confidence():
+    opening = _syllables(200)
+    matched, _ = _run(opening, _sound(opening, 0))
+    other, _ = _run(opening, _sound(_syllables(200, seed=7), 0))
+    assert np.median(other[:, 1]) < 0.6 * np.median(matched[:, 1])
 
 
-def test_clips_that_are_out_of_step_are_moved_in_training(described, head):
-    found = [sync_fit.own_offset(head, *item, 15) for item in described]
-    assert found == [0, 3, 0, 0, -2, 0, 0, 0]
-
-
-@pytest.mark.parametrize("centred", [False, True])
-def test_scores_equal_a_plain_loop(centred):
+def test_correlations_equal_a_plain_loop():
     rng = np.random.default_rng(3)
-    seen, heard = rng.normal(size=(2, 90, 1 if centred else 4))
-    seen[20:24], heard[70] = np.nan, np.nan
-    starts = np.array([0, 20, 39])
-    found = _sync.correlate(seen, heard, starts, 51, centred=centred)
-    for at, lag in ((0, 3), (1, 0), (0, -15), (2, 15), (2, -7)):
-        rows = np.arange(starts[at], starts[at] + 51)
-        rows = rows[(rows + lag >= 0) & (rows + lag < 90)]
-        a, b = seen[rows], heard[rows + lag]
-        known = np.isfinite(a[:, 0] + b[:, 0])
-        a, b = a[known], b[known]
-        if centred:
-            a, b = a - a.mean(), b - b.mean()
-        expected = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
-        expected *= np.sqrt(known.sum() / 51)
-        assert found[at, lag + 15] == pytest.approx(expected, abs=1e-9)
+    inner, outer, level = rng.normal(size=(3, 80))
+    inner[20:24] = np.nan
+    starts = np.clip(np.arange(80) - 25, 0, 80 - 51)
+    found = sync.correlations(inner, outer, level, starts, 51)
+    rate, change = np.gradient(outer), np.gradient(level)
+    pairs = [
+        (inner, level),
+        (rate, change),
+        (abs(rate), level),
+        (abs(rate), abs(change)),
+    ]
+    for row, lag in ((0, 3), (40, 0), (40, -15), (79, -7)):
+        rows = np.arange(starts[row], starts[row] + 51)
+        rows = rows[(rows + lag >= 0) & (rows + lag < 80)]
+        expected = []
+        for mouth, sound in pairs:
+            a, b = mouth[rows], sound[rows + lag]
+            known = np.isfinite(a) & np.isfinite(b)
+            correlation = np.corrcoef(a[known], b[known])[0, 1]
+            expected.append(correlation * np.sqrt(known.sum() / 51))
+        assert found[row, lag + 15] == pytest.approx(np.mean(expected), abs=1e-9)
 
 
-def test_size_place_mirror_gain_and_microphone_change_little(features, voice):
-    clip = _clip(voice, 4)
-    plain, _ = features(clip)
-    swapped = clip.points * (-1, 1, 1)
-    for left, right in sync_head._PAIRS:
-        swapped[:, [left, right]] = swapped[:, [right, left]]
-    coloured = clip.samples.copy()
-    coloured[1:] -= 0.9 * clip.samples[:-1]
-    for changes in (
-        {"points": 0.4 * (clip.points - 0.5) + (0.1, -0.2, 0.3)},
-        {"points": clip.points / (16 / 9, 1, 16 / 9), "aspect": 16 / 9},
-        {"points": swapped},
-        {"samples": 0.3 * clip.samples},
-        {"samples": coloured},
-    ):
-        values, mask = features(clip, **changes)
-        assert mask.all() and np.mean(values[:, 2] == 4) > 0.85
-        atol = 0.1 if "samples" in changes else 1e-3
-        np.testing.assert_allclose(values[:, :2], plain[:, :2], atol=atol)
-
-
-def test_rows_without_a_face_are_masked(features, voice):
-    clip = _clip(voice)
-    points = clip.points.copy()
-    points[40:44], points[130:] = np.nan, np.nan
-    values, mask = features(clip, points=points)
-    gone = np.isin(np.arange(150), [*range(40, 44), *range(130, 150)])
-    np.testing.assert_array_equal(mask, ~gone)
-    assert np.isnan(values[~mask]).all() and np.isfinite(values[mask]).all()
-    assert np.mean(values[mask, 2] == 0) > 0.85
-
-
-def test_rows_without_sound_are_masked(features):
-    clip = _clip(7, seconds=8.0)
-    present = np.arange(len(clip.samples)) < len(clip.samples) // 2
-    values, mask = features(clip, samples=clip.samples * present, present=present)
-    assert mask[:95].all() and not mask[105:].any()
-    assert np.isnan(values[~mask]).all() and np.isfinite(values[mask]).all()
-
-
-def _first(clip, rows):
-    """The fields of a clip's first rows."""
-    samples, present = clip.samples[: rows * 640], clip.present[: rows * 640]
-    return {"points": clip.points[:rows], "samples": samples, "present": present}
-
-
-def test_no_face_or_no_sound_at_all_is_masked(features):
-    clip = _clip(7)
-    for changes in (
-        {"points": np.full_like(clip.points, np.nan)},
-        {"present": np.zeros_like(clip.present)},
-    ):
-        values, mask = features(clip, **changes)
-        assert not mask.any() and np.isnan(values).all()
-
-
-def test_nothing_to_compare_is_present_and_not_valid(features):
-    clip = _clip(7)
-    for changes in (
-        {"samples": np.zeros_like(clip.samples)},
-        {"samples": np.full_like(clip.samples, 0.5)},
-        {"points": _points(_spoken(7, 6.0), 7, moving=False)},
-        _first(clip, 15),
-    ):
-        values, mask = features(clip, **changes)
-        assert mask.all()
-        np.testing.assert_array_equal(values, 0)
-
-
-@pytest.mark.parametrize("rows", [1, 19, 20, 102])
-def test_short_clips_work(features, rows):
-    clip = _clip(7)
-    values, mask = features(clip, **_first(clip, rows))
-    assert values.shape == (rows, 4) and values.dtype == np.float32
-    assert mask.all() and np.isfinite(values).all()
-
-
-def test_training_and_saving_again_give_the_same_head(head, described, tmp_path):
-    again = sync_fit.fit(described)
-    first, second = tmp_path / "a.npz", tmp_path / "b.npz"
-    sync_head.save(first, head)
-    loaded = sync_head.load(first)
-    for name, value in dataclasses.asdict(head).items():
-        np.testing.assert_array_equal(getattr(loaded, name), value)
-        # Threads of the linear algebra library may add in another order.
-        np.testing.assert_allclose(getattr(again, name), value, atol=1e-8, rtol=1e-6)
-    assert loaded.num_clips == 8 and loaded.seconds == pytest.approx(48, abs=0.5)
-    sync_head.save(second, loaded)
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_files_that_are_no_head_are_refused(head, tmp_path):
-    path = tmp_path / "head.npz"
-    with pytest.raises(schema.InputError, match="no sync head at .*train_sync"):
-        sync_head.load(path)
-    sync_head.save(path, head)
-    whole = path.read_bytes()
-    for content in (b"", b"nothing", whole[:-200], whole[:3000] + whole[3100:]):
-        path.write_bytes(content)
-        with pytest.raises(schema.InputError, match="not a sync head or is damaged"):
-            sync_head.load(path)
-    for changes, message in (
-        ({"kind": "another"}, "is 'another' of version"),
-        ({"version": "0"}, "of version '0'; expected .* of version '1'"),
-        ({"mouth_map": head.mouth_map[:-1]}, r"has shape \(369, 8\) .* \(370, 8\)"),
-        ({"sound_mean": np.full_like(head.sound_mean, np.nan)}, "sound_mean is not fi"),
-        ({"seconds": "long"}, "seconds has shape .* type <U4"),
-        ({"mouth_mean": np.array([{}], object)}, "not a sync head or is damaged"),
-        ({"sound_map": None}, "lacks the tensor sound_map"),
-    ):
-        fields = {"kind": "tqa_jax sync head", "version": sync_head.VERSION}
-        fields |= dataclasses.asdict(head) | changes
-        fields = {name: value for name, value in fields.items() if value is not None}
-        output.write_arrays(path, **fields)
-        with pytest.raises(schema.InputError, match=message):
-            sync_head.load(path)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "more", "message"),
-    [
-        ((8, 11), [], r"clips last 19\.0 s together; a sync head needs at least 20 s"),
-        ((15, 8), ["--evaluate"], r"23\.0 s together, 8\.0 s without the longest"),
-        ((25,), ["--evaluate"], "one clip: --evaluate needs others"),
-    ],
-)
-def test_too_little_to_learn_from_is_said_before_the_work(
-    tmp_path, capsys, monkeypatch, seconds, more, message
-):
-    for number in range(len(seconds)):
-        (tmp_path / f"{number}.mp4").touch()
-    monkeypatch.setattr(
-        decode, "stated_seconds", lambda path: float(seconds[int(path.stem)])
-    )
-    monkeypatch.setattr(jobs, "Workers", None)  # Nothing is measured.
-    out = tmp_path / "head.npz"
-    arguments = [f"--clips={tmp_path}", f"--out={out}", *more]
-    assert train_sync.main(arguments) == 2
-    assert re.search(message, capsys.readouterr().err)
-
-
-def test_evaluation_plants_shifts_and_takes_out_the_clips_own(head):
-    clip = _clip(9, late=2, seconds=4.4)
-    errors = sync_fit.planted_errors(clip, head, 2)
-    assert errors.shape == (2, 31)
-    assert np.mean(errors <= 1) > 0.95
-    as_is = sync_fit.planted_errors(clip, head, 0)
-    assert np.mean(as_is == 2) > 0.8
-
-
-def test_each_clip_is_tested_by_a_head_that_was_trained_without_it(head, monkeypatch):
-    clips = {str(at): _clip(20 + at, seconds=4.4) for at in range(4)}
-    ready = [sync_fit.described(clip)[0] for clip in clips.values()]
-    trained_on = []
-
-    def fit(items):
-        mouths = [item[0] for item in items]
-        trained_on.append([any(map(np.array_equal, mouths, 4 * [m])) for m in ready])
-        return head
-
-    monkeypatch.setattr(sync_fit, "fit", fit)
-    table = sync_fit.evaluate(clips)
-    np.testing.assert_array_equal(trained_on, ~np.eye(4, dtype=bool))
-    assert [line.split()[0] for line in table.splitlines()[1:5]] == list(clips)
-    assert "mean of 4 clips (8 stretches of 4 s, 31 shifts each)" in table
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"clips": "absent"}, "no folder of clips at"),
-        ({}, "no videos in"),
-        ({"out": "absent/head.npz"}, "cannot be written: no folder"),
-        ({"out": "labels.csv"}, "expected a file that ends in .npz"),
-        ({"max_seconds": "nan"}, "--max_seconds is nan; expected a positive"),
-    ],
-)
-def test_bad_options_are_one_line(tmp_path, capsys, options, message):
-    (tmp_path / "clips").mkdir()
-    given = {"clips": "clips", "out": "head.npz"} | options
-    for name in ("clips", "out"):
-        given[name] = str(tmp_path / given[name])
-    status = train_sync.main([f"--{name}={value}" for name, value in given.items()])
-    error = capsys.readouterr().err
-    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
-    assert message in error
-    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
-
-
-def test_a_file_that_is_no_head_is_not_replaced(tmp_path, capsys):
-    (tmp_path / "mine.npz").write_bytes(b"mine")
-    given = [f"--clips={tmp_path}", f"--out={tmp_path / 'mine.npz'}"]
-    assert train_sync.main(given) == 2
-    assert "is not a sync head" in capsys.readouterr().err
-    assert (tmp_path / "mine.npz").read_bytes() == b"mine"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CLIPS.is_dir(), reason=f"no real clips at {CLIPS}")
-def test_shifts_of_real_clips_are_found_by_heads_that_never_saw_them(tmp_path, capsys):
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for path in CLIPS.iterdir():
-        if path.suffix in (".mp4", ".mpg"):
-            (folder / path.name).symlink_to(path.absolute())
-    (folder / "broken.mp4").write_bytes(b"nothing")
-    out = tmp_path / "head.npz"
-    status = train_sync.main([f"--clips={folder}", f"--out={out}", "--evaluate"])
-    text = capsys.readouterr().out
-    assert status == 3 and "left out broken.mp4: not a readable video" in text
-    assert "mean of 11 clips (107 stretches of 4 s, 31 shifts each)" in text
-
-    def share(name):
-        return float(text.split(f"  {name:22} ")[1].split()[0])
-
-    # Measured: 0.99, and 0.61 with the offsets that the clips have themselves.
-    assert share("within 1 frame") >= 0.9
-    assert share("within 1 frame, as is") >= 0.5
-    assert sync_head.load(out).num_clips == 16
+def test_missing_sound_is_masked():
+    opening = _syllables(120)
+    sound = _sound(opening, 0)
+    present = np.arange(len(sound)) < len(sound) // 4
+    values, mask = sync.features(_points(opening), 1.0, sound * present, present)
+    assert mask[0] and not mask[-1]
+    assert np.isnan(values[~mask]).all()

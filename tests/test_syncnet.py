@@ -47,6 +47,16 @@ def test_a_planted_shift_is_found_positive_when_the_audio_is_late(late):
     np.testing.assert_allclose(np.median(values[:, 1]), apart - fit, rtol=0.02)
 
 
+def test_distances_equal_the_public_code_inside_the_clip():
+    faces, sounds = embeddings(40, 2)
+    found = syncnet.distances(faces, sounds)
+    expected = public_distances(faces, sounds)
+    places = np.arange(40)[:, None] + np.arange(-15, 16)
+    inside = (places >= 0) & (places < 40)
+    np.testing.assert_array_equal(np.isfinite(found), inside)
+    np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-5)
+
+
 def test_features_equal_the_public_formulas():
     # All 47 windows are in each row's mean; the far lags differ at the clip's ends.
     faces, sounds = embeddings(47, 4, noise=1.0)
@@ -67,6 +77,28 @@ def test_a_shift_is_seen_at_its_row():
     values, _ = syncnet.features(syncnet.distances(faces, sounds), np.ones(300, bool))
     np.testing.assert_array_equal(values[:, 2], np.where(np.arange(300) < 146, 0, 8))
     assert int(np.argmax(values[:, 0])) in (145, 146)
+
+
+def test_features_equal_a_loop():
+    rng = np.random.default_rng(5)
+    distances = rng.uniform(5, 15, (96, 31)).astype(np.float32)
+    distances[40:52] = np.nan  # a face is missing
+    distances[:, 0][rng.random(96) < 0.6] = np.nan
+    seen = np.ones(100, bool)
+    seen[44:52] = False
+    values, mask = syncnet.features(distances, seen)
+    np.testing.assert_array_equal(mask, seen)
+    for row in (0, 27, 43, 53, 75, 99):
+        start = min(max(row - 2 - 25, 0), 96 - 51)
+        part = distances[start : start + 51].astype(float)
+        known = np.isfinite(part).sum(axis=0)
+        means = np.array(
+            [np.nanmean(part[:, j]) if known[j] >= 25.5 else np.nan for j in range(31)]
+        )
+        expected = [np.nanmin(means), np.nanmedian(means) - np.nanmin(means)]
+        np.testing.assert_allclose(values[row, :2], expected, rtol=1e-5)
+        assert values[row, 2] == np.nanargmin(means) - 15
+        assert np.isnan(means[0]) and values[row, 3] == 1
 
 
 def test_rows_without_face_or_sound_are_masked():

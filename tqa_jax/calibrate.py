@@ -26,9 +26,6 @@ LEAST = 20
 """Rated clips that a task needs."""
 _KNOTS = 41  # between which a map is linear
 
-with cli.imports():
-    from extract import backends, labels
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -54,10 +51,15 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    with cli.imports():
+        from extract import backends
+
     return cli.main(_run, backends.command_line(Options, choices=False), arguments)
 
 
 def _run(options: Options) -> int:
+    from extract import backends, labels
+
     if options.out.suffix != ".npz" or not options.out.absolute().parent.is_dir():
         raise schema.InputError(
             f"--out is {options.out}; expected a file in a folder that is there, that "

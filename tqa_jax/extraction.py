@@ -54,7 +54,7 @@ def options(
         local = "weights: " not in modality.description or (
             "weights: local" in modality.description
         )
-        if weighted and local and not given.get(option):
+        if weighted and local and not given.get(option) and not _packaged(modality):
             missing.append(f"--{option} (checksum {modality.checksum[:12]}…)")
     if missing:
         raise schema.InputError(
@@ -105,3 +105,15 @@ def options(
                 "again, or install the version that made its data set"
             )
     return measured
+
+
+def _packaged(modality: schema.Modality) -> bool:
+    """Whether the weights of a modality are those in the package."""
+    from extract import backends
+
+    modules = [backends.load(name) for name in modality.backend.split("+")]
+    return all(
+        module.find(None).checksum == checksum
+        for module, checksum in zip(modules, modality.checksum.split("+"), strict=True)
+        if hasattr(module, "PACKAGED")
+    ) and any(hasattr(module, "PACKAGED") for module in modules)

@@ -5,7 +5,6 @@ were trained on, so a run that starts from another takes over its fit as well, a
 modalities must have been measured by the same backends.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 
 from tqa_jax import cli, prepare, preprocess, schema, scorer
 from tqa_jax import run as run_lib
+
+_SAME = ("backend", "version", "checksum", "width")  # of a modality's features
 
 
 def params(folder: str) -> Any:
@@ -53,14 +54,14 @@ def take_over(folder: str, info: schema.DatasetInfo, fitted: pathlib.Path) -> No
     before = read(folder)
     known = {one.name: one for one in info.schema.modalities}
     for one in before.data_schema.modalities:
-        if one.name in known and known[one.name] != one:
-            was, now = (dataclasses.asdict(m) for m in (one, known[one.name]))
-            key = next(key for key in was if was[key] != now[key])
-            raise schema.InputError(
-                f"train.start_from: {folder} was trained on {one.name} features with "
-                f"{key} {was[key]!r}; this data set has {now[key]!r}; measure both in "
-                "the same way"
-            )
+        for key in _SAME if one.name in known else ():
+            was, now = getattr(one, key), getattr(known[one.name], key)
+            if was != now:
+                raise schema.InputError(
+                    f"train.start_from: {folder} was trained on {one.name} features "
+                    f"with {key} {was!r}; this data set has {now!r}; measure both in "
+                    "the same way"
+                )
     preprocess.save(fitted, before.transforms)
 
 
