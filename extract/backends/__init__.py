@@ -227,6 +227,8 @@ def load(name: str) -> types.ModuleType:
     """
     try:
         module = importlib.import_module(f"{__name__}.{name}")
+    except ImportError:
+        raise  # of a library: commands say which
     except Exception as error:
         raise schema.InputError(
             f"the backend {name} cannot be imported: {type(error).__name__}: {error}"
