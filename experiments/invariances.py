@@ -7,7 +7,6 @@ and scored. `invariances.csv` has for each way and task the mean change of the s
 its 95 % interval over clips, and the share of clips that change by at most 0.15.
 """
 
-import csv
 import dataclasses
 import pathlib
 import sys
@@ -16,9 +15,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from extract import backends, files
-from extract.transcode import Way, encode
 from tqa_jax import cli, extraction, output, schema, score, scorer, statistics
+
+with cli.imports():
+    from extract import backends, files
+    from extract.transcode import Way, encode
 
 LIMIT = 0.15
 """Change of a score that nobody needs to mind."""
@@ -93,12 +94,11 @@ def _run(options: Options) -> None:
         ]
     ).reshape(len(every), len(paths), len(tasks))
     rows = table(dict(zip(every, scores, strict=True)), tasks)
-    with (options.out / "invariances.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print("  ".join(f"{cell:>16}" for cell in map(_text, row.values())))
+    cells = [list(map(_text, row.values())) for row in rows]
+    text = output.table(list(rows[0]), cells)
+    output.write(options.out / "invariances.csv", text.encode())
+    for line in cells:
+        print("  ".join(f"{cell:>16}" for cell in line))
 
 
 def table(scores: dict[str, np.ndarray], tasks: Sequence[str]) -> list[dict]:
@@ -127,6 +127,8 @@ def table(scores: dict[str, np.ndarray], tasks: Sequence[str]) -> list[dict]:
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

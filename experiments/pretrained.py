@@ -31,8 +31,6 @@ import numpy as np
 from scipy import stats
 
 from experiments.studying import derived
-from extract import degrade, folds, train_sync
-from extract import run as extract_run
 from tqa_jax import (
     cli,
     config_files,
@@ -45,6 +43,10 @@ from tqa_jax import (
     train,
 )
 from tqa_jax import run as run_lib
+
+with cli.imports():
+    from extract import degrade, folds, train_sync
+    from extract import run as extract_run
 
 BACKENDS = {
     "visual": "nss",

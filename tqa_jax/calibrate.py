@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with cli.imports():
         from extract import backends
 
-    return cli.main(_run, backends.command_line(Options, choices=False), arguments)
+        options = backends.command_line(Options, choices=False)
+    return cli.main(_run, options, arguments)
 
 
 def _run(options: Options) -> int:
