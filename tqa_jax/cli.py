@@ -32,7 +32,7 @@ EXTRAS = {
     **dict.fromkeys(("safetensors", "skimage"), "extract"),
     "apache_beam": "beam",
     "jinja2": "report",
-    **dict.fromkeys(("onnxruntime", "speechmos"), "perceptual"),
+    **dict.fromkeys(("brisque", "onnxruntime", "speechmos"), "perceptual"),
     **dict.fromkeys(("matplotlib", "sklearn"), "studies"),
     "tensorboardX": "logs",
     **dict.fromkeys(("torch", "transformers"), "clip"),
