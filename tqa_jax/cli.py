@@ -31,6 +31,7 @@ EXTRAS = {
     ),
     **dict.fromkeys(("safetensors", "skimage"), "extract"),
     "apache_beam": "beam",
+    "distillmos": "distillmos",
     "jinja2": "report",
     **dict.fromkeys(("brisque", "onnxruntime", "speechmos"), "perceptual"),
     **dict.fromkeys(("matplotlib", "sklearn"), "studies"),
