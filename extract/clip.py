@@ -118,7 +118,11 @@ def observe(
             clock.spent(modality)
 
     model = landmarks.find_model(options.landmarker)
-    clip = watch(path, model, options.max_seconds, show=show, clock=clock)
+    needs = {need for s in settings for need in getattr(s.module, "NEEDS", ())}
+    native = "native_sound" in needs
+    clip = watch(
+        path, model, options.max_seconds, native=native, show=show, clock=clock
+    )
     parts, masks, pending, remarks = {}, {}, {}, {"": list(clip.notes)}
     for setting, measurer in measurers:
         clip.notes.clear()
@@ -158,6 +162,7 @@ def watch(
     model: pathlib.Path,
     max_seconds: float,
     *,
+    native: bool = False,
     pictures: Callable[..., Iterator[np.ndarray]] = decode.frames,
     show: Callable[[np.ndarray, np.ndarray | None], None] = lambda pixels, points: None,
     clock: _Clock | None = None,
@@ -168,6 +173,7 @@ def watch(
         path: the video file.
         model: from `landmarks.find_model`.
         max_seconds: longer clips are refused.
+        native: whether to keep the sound at the file's own rate, too.
         pictures: as `decode.frames`.
         show: gets each picture and its mesh points, None without a face.
         clock: gets the time that decoding and finding faces take.
@@ -176,7 +182,7 @@ def watch(
         decode.ClipError: the clip cannot be used, or no picture shows a face.
     """
     clock = clock or _Clock()
-    media = decode.Media()
+    media = decode.Media(wants_native=native)
     faces: list[landmarks.Face | None] = []
     aspect = 1.0
     with landmarks.tracker(model) as find:
@@ -202,10 +208,17 @@ def watch(
         samples=samples,
         present=present,
         notes=media.notes,
+        native=_native(media) if native else None,
     )
     _note(clip, faces)
     clock.spent("decode")
     return clip
+
+
+def _native(media: decode.Media) -> backends.Sound:
+    """Lays the sound at the file's own rate on the clip's time axis."""
+    rate = media.native_rate
+    return backends.Sound(*sound.track(media.native_chunks, media.rows, rate), rate)
 
 
 def _stacked(rows: list) -> np.ndarray:

@@ -36,6 +36,9 @@ class Media:
         start_seconds: time stamp of the first frame.
         frame_seconds: time of each frame of the file, in seconds after the first.
         chunks: pieces of sound, each with its first sample on the clip's time axis.
+        wants_native: whether to keep the sound at the file's own rate, too.
+        native_rate: that rate, samples a second.
+        native_chunks: `chunks` at that rate.
     """
 
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -43,6 +46,11 @@ class Media:
     start_seconds: float = 0.0
     frame_seconds: list[float] = dataclasses.field(default_factory=list)
     chunks: list[tuple[int, Float[np.ndarray, " N"]]] = dataclasses.field(
+        default_factory=list
+    )
+    wants_native: bool = False
+    native_rate: int = 0
+    native_chunks: list[tuple[int, Float[np.ndarray, " N"]]] = dataclasses.field(
         default_factory=list
     )
 
@@ -95,7 +103,8 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
     # Clips are decoded side by side in processes: threads inside one only add memory.
     video.codec_context.thread_count = 1
     video.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # if it grows later
-    sounds = sound.Collector(int(2 * max_seconds * sound.SAMPLE_RATE))
+    sounds = sound.Collector(2 * max_seconds)
+    native = sound.Collector(2 * max_seconds, rate=None)
     stamps = _Stamps(video)
     convert = picture.converter(float(video.sample_aspect_ratio or 1), media.notes)
     max_rows = int(max_seconds * schema.FPS)
@@ -115,6 +124,8 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
         for frame in decoded:
             if packet.stream is audio:
                 sounds.add(frame)
+                if media.wants_native:
+                    native.add(frame)
                 continue
             time = stamps(frame)
             if time is None:
@@ -174,6 +185,10 @@ def _rows(container, about: packets.Survey, media: Media, max_seconds: float):
         raise ClipError("the audio stream holds no sound")
     media.chunks = sound.place(sounds.pieces, stamps.origin)
     media.notes += sounds.notes
+    if media.wants_native:
+        native.flush()
+        media.native_rate = native.rate
+        media.native_chunks = sound.place(native.pieces, stamps.origin, native.rate)
     length = sum(len(piece) for _, piece in media.chunks) / sound.SAMPLE_RATE
     twice = sound.overlapping(media.chunks) / sound.SAMPLE_RATE
     text = f"{twice:.2f} of {length:.2f} s of sound are overwritten by later sound"

@@ -17,18 +17,24 @@ SAMPLE_RATE = 16_000
 
 _CANCELLED = 0.1  # of a channel's power: speech in opposite phase loses more, 10 dB
 _QUIET = 1e-3  # of the power of the loudest second, 30 dB below
-_MAX_JUMP = SAMPLE_RATE // 25  # samples; smaller deviations are time stamp noise
+_MAX_JUMP = 1 / 25  # seconds; smaller deviations are time stamp noise
 
 
 class Collector:
-    """Collects mono sound at `SAMPLE_RATE`, with the time stamps of its pieces."""
+    """Collects mono sound at one rate, with the time stamps of its pieces."""
 
-    def __init__(self, max_samples: int) -> None:
-        """Drops sound beyond `max_samples`."""
+    def __init__(self, max_seconds: float, rate: int | None = SAMPLE_RATE) -> None:
+        """Starts empty; sound beyond `max_seconds` is dropped.
+
+        Args:
+            max_seconds: most sound that is kept.
+            rate: samples a second; None takes that of the first frame.
+        """
+        self.rate = rate
         self.pieces: list[tuple[Fraction | None, np.ndarray]] = []
         self.notes: list[str] = []
         self._channels: list[tuple[Fraction | None, np.ndarray]] = []
-        self._room = max_samples
+        self._seconds, self._room = max_seconds, None
         self._kind = self._resampler = None
 
     def add(self, frame: av.AudioFrame) -> None:
@@ -37,7 +43,10 @@ class Collector:
         if kind != self._kind:  # a few streams change their format midway
             self.flush()
             self._kind = kind
-            self._resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
+            if self._room is None:
+                self.rate = self.rate or frame.sample_rate
+                self._room = int(self._seconds * self.rate)
+            self._resampler = av.AudioResampler(format="flt", rate=self.rate)
         self._keep(self._resampler.resample(frame))
 
     def flush(self) -> None:
@@ -45,7 +54,8 @@ class Collector:
         if self._resampler is not None:
             self._keep(self._resampler.resample(None))
             self._resampler = None
-        channel = _cancelled([samples for _, samples in self._channels])
+        pieces = [samples for _, samples in self._channels]
+        channel = _cancelled(pieces, self.rate) if pieces else None
         for stamp, samples in self._channels:
             # A plain mean: FFmpeg's own mix of two channels is 3 dB louder.
             mono = samples.mean(axis=-1) if channel is None else samples[:, channel]
@@ -65,13 +75,13 @@ class Collector:
                 self._room -= frame.samples
 
 
-def _cancelled(pieces: Sequence[Float[np.ndarray, "N C"]]) -> int | None:
+def _cancelled(pieces: Sequence[Float[np.ndarray, "N C"]], rate: int) -> int | None:
     """Returns the loudest channel where the mean of all would lose what is in it.
 
     It does if it loses a second that is no quieter than `_QUIET` of the loudest.
     """
-    samples = np.concatenate(pieces) if pieces else np.empty((0, 1))
-    starts = np.arange(0, len(samples), SAMPLE_RATE)
+    samples = np.concatenate(pieces)
+    starts = np.arange(0, len(samples), rate)
     if not len(starts):
         return None
     powers = np.add.reduceat(np.square(samples, dtype=np.float64), starts)  # (S, C)
@@ -85,13 +95,16 @@ def _cancelled(pieces: Sequence[Float[np.ndarray, "N C"]]) -> int | None:
 
 
 def place(
-    pieces: Sequence[tuple[Fraction | None, Float[np.ndarray, " N"]]], origin: Fraction
+    pieces: Sequence[tuple[Fraction | None, Float[np.ndarray, " N"]]],
+    origin: Fraction,
+    rate: int = SAMPLE_RATE,
 ) -> list[tuple[int, Float[np.ndarray, " N"]]]:
     """Joins pieces whose time stamps follow each other and places the others.
 
     Args:
         pieces: time stamp in seconds, None to follow the piece before; and samples.
         origin: the time stamp of the clip's instant 0.
+        rate: samples a second.
 
     Returns:
         Chunks, each with its first sample on the clip's time axis.
@@ -99,10 +112,10 @@ def place(
     chunks: list[tuple[int, list[np.ndarray]]] = []
     end = None
     for stamp, samples in pieces:
-        start = None if stamp is None else round((stamp - origin) * SAMPLE_RATE)
+        start = None if stamp is None else round((stamp - origin) * rate)
         if end is None:
             start = start or 0
-        if end is None or (start is not None and abs(start - end) > _MAX_JUMP):
+        if end is None or (start is not None and abs(start - end) > _MAX_JUMP * rate):
             chunks.append((start, []))
             end = start
         chunks[-1][1].append(samples)
@@ -121,14 +134,21 @@ def overlapping(chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]]) -> int:
 
 
 def track(
-    chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]], num_rows: int
+    chunks: Sequence[tuple[int, Float[np.ndarray, " N"]]],
+    num_rows: int,
+    rate: int = SAMPLE_RATE,
 ) -> tuple[Float[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Lays chunks from `place` on the time axis of a clip of `num_rows` rows.
+    """Lays chunks on the clip's time axis.
+
+    Args:
+        chunks: from `place`.
+        num_rows: rows of the clip.
+        rate: samples a second.
 
     Returns:
-        640 samples a row, full scale 1, 0 where the file has no sound; and a mask.
+        Samples of 40 ms a row, full scale 1, 0 where the file has no sound; and a mask.
     """
-    length = num_rows * round(SAMPLE_RATE / schema.FPS)
+    length = round(num_rows * rate / schema.FPS)
     samples = np.zeros(length, np.float32)
     present = np.zeros(length, bool)
     for start, chunk in chunks:

@@ -346,7 +346,8 @@ def test_without_extras_every_command_helps_or_names_the_extra():
             assert len(err.splitlines()) == 1 and "pip install -e '.[" in err, name
     needy = {name for name, status, *_ in found if status}
     assert not {"tqa_jax.main", "tqa_jax.sweep"} & needy
-    others = {"experiments.thqa", "tqa_jax.score"}
+    others = {f"experiments.{name}" for name in ("invariances", "pretrained", "thqa")}
+    others |= {"tqa_jax.calibrate", "tqa_jax.score"}
     assert needy <= {f"extract.{name}" for name in NEEDY} | others
 
 

